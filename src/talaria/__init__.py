@@ -1,0 +1,18 @@
+"""Talaria: raw text to an aligned, served, measured assistant in one verified run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from talaria.infer.engine import Engine
+
+__all__ = ["load"]
+
+
+def load(path: str | Path, quantize: str | None = None) -> Engine:
+    """Load a run, a checkpoint, a Hugging Face folder or a .gguf file as an engine that generates and scores text."""
+    from talaria.infer.load import load as load_engine
+
+    return load_engine(Path(path), quantize)

@@ -1,0 +1,191 @@
+"""The command line. One lazily imported line per command, so that `talaria --help` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from talaria.errors import UsageError, UserError
+
+app = typer.Typer(
+    name="talaria",
+    help="Raw text to an aligned, served, measured assistant in one verified run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A recipe: a TOML file.", metavar="RECIPE")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="table.key=value, e.g. run.name=mine", metavar="KEY=VALUE")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/laptop.", metavar="RUN")]
+Force = Annotated[bool, typer.Option("--force", help="Run this stage again even if its result is current.")]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder of your own text files.", metavar="FOLDER")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
+    minutes: Annotated[float, typer.Option(help="Time the whole run may take on this machine.")] = 15.0,
+) -> None:
+    """Write a recipe for a folder of your own text, sized for this machine and a time."""
+    from talaria.pipeline import init_recipe
+
+    init_recipe(folder, output, minutes)
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Run every stage of a recipe; what is current is kept, what was interrupted resumes."""
+    from talaria.pipeline import run_recipe
+
+    run_recipe(recipe, overrides or [])
+
+
+@app.command()
+def corpus(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Raw files to clean documents."""
+    _run_until("corpus", recipe, overrides, force)
+
+
+@app.command()
+def tokenizer(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Documents to a tokenizer and token shards."""
+    _run_until("tokenizer", recipe, overrides, force)
+
+
+@app.command()
+def pretrain(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Token shards to a language model."""
+    _run_until("pretrain", recipe, overrides, force)
+
+
+@app.command()
+def sft(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Fine-tune a model on conversations."""
+    _run_until("sft", recipe, overrides, force)
+
+
+@app.command("eval")
+def evaluate(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Measure the models of a run."""
+    _run_until("eval", recipe, overrides, force)
+
+
+@app.command()
+def chat(
+    path: Annotated[Path, typer.Argument(help="A run, a checkpoint, a Hugging Face folder or a .gguf file.")],
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
+) -> None:
+    """Talk to a model in the terminal."""
+    from talaria.pipeline import chat as start_chat
+
+    start_chat(path, system=system, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face folder or a .gguf file.", metavar="MODEL")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.", metavar="FOLDER")],
+) -> None:
+    """Turn a pretrained model into a model folder that every command takes."""
+    from talaria.pipeline import import_model
+
+    import_model(source, target)
+
+
+@app.command()
+def compare(first: RunArgument, second: RunArgument) -> None:
+    """Two runs side by side: settings that differ, losses, results and whether they differ beyond noise."""
+    from talaria.pipeline import compare_runs
+
+    compare_runs(first, second)
+
+
+@app.command()
+def config(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Print a recipe with every default filled in; starts nothing."""
+    from talaria.pipeline import print_recipe
+
+    print_recipe(recipe, overrides or [])
+
+
+@app.command()
+def verify(run_folder: RunArgument) -> None:
+    """Re-hash the chain from raw text to weights and results."""
+    from talaria.pipeline import verify_run
+
+    verify_run(run_folder)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe to predict.", metavar="[RECIPE]")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """What this machine can train: predicted memory, disk and time."""
+    from talaria.pipeline import print_doctor
+
+    print_doctor(recipe, overrides or [])
+
+
+@app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(help="A run, a checkpoint, a Hugging Face folder or a .gguf file.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+) -> None:
+    """Serve a model over an OpenAI-compatible API; asks for a key, listens on localhost."""
+    from talaria.pipeline import serve as start_server
+
+    start_server(path, host, port)
+
+
+def _run_until(stage: str, recipe: Path, overrides: list[str] | None, force: bool) -> None:
+    from talaria.pipeline import run_recipe
+
+    run_recipe(recipe, overrides or [], until=stage, force=force)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and an exit code, a bug keeps its traceback."""
+    try:
+        app()
+    except UsageError as error:
+        _fail(str(error), 2)
+    except UserError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(
+                f"no space left on disk{_place(error)}; free some and run the same command again: "
+                "finished stages and the last checkpoint are kept",
+                1,
+            )
+        if isinstance(error, PermissionError):
+            _fail(f"not allowed to write or read{_place(error)}; check the owner and mode", 1)
+        raise
+
+
+def _place(error: OSError) -> str:
+    return f" at {error.filename}" if error.filename else ""
+
+
+def _fail(message: str, code: int) -> None:
+    if os.environ.get("TALARIA_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    print(f"talaria: {message}", file=sys.stderr)
+    sys.exit(code)

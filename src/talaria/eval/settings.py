@@ -1,0 +1,26 @@
+"""Settings of an evaluation. No torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from talaria.config import Settings
+
+
+class EvalSettings(Settings):
+    """What is asked, how much of it, and how answers are scored."""
+
+    tasks: list[str] | None = None
+    """Tasks to run, by name; None runs every task of the exam."""
+    limit_per_task: int | None = Field(default=None, ge=1)
+    """At most this many items a task, spread evenly over it; None asks them all."""
+    max_tokens: int = Field(default=96, ge=1)
+    """An answer is cut here."""
+    batch_size: int = Field(default=64, ge=1)
+    """Prompts generated together."""
+    likelihood_per_task: int | None = Field(default=100, ge=0)
+    """At most this many items a task are also scored by likelihood (gold answer, choices); None: all, 0: none."""
+    max_choices: int = Field(default=8, ge=2)
+    """The gold answer is ranked among at most this many choices; of a longer list, a fixed draw stands for it."""
+    validation_tokens: int = Field(default=1_000_000, ge=1)
+    """Without an exam, at most about this many tokens of held-out text are scored."""

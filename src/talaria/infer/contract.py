@@ -1,0 +1,94 @@
+"""What goes into an engine and what comes out, local or remote. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from talaria.errors import UsageError
+
+FinishReason = Literal["stop", "length"]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 takes the most likely token; filters act after the temperature.
+
+    top_k keeps the k most likely tokens; top_p keeps the fewest tokens whose probabilities sum to at least top_p
+    (Holtzman et al. 2020, section 3.1); the most likely token always stays. `stop` strings end a text.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens={self.max_tokens}: must be at least 1")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature={self.temperature}: must be 0 (greedy) or a positive number")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UsageError(f"top_p={self.top_p}: must lie above 0 and be at most 1 (1 keeps every token)")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k={self.top_k}: must be at least 1; leave it out (None) to keep every token")
+        if any(not text for text in self.stop):
+            raise UsageError("stop: an empty string would end every text; leave it out")
+
+
+def as_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One stop string or several, as a tuple."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def row_seed(seed: int, index: int) -> int:
+    """The seed of prompt `index` in a call with the one seed `seed`; prompt 0 keeps the seed itself.
+
+    Mixed rather than added, so that prompt 1 under seed 5 does not repeat prompt 0 under seed 6.
+    """
+    if seed < 0:
+        raise UsageError(f"seed={seed}: must be 0 or more")
+    if index == 0:
+        return seed
+    # 63 bits: databases and remote endpoints take seeds as signed 64-bit numbers.
+    return int(np.random.SeedSequence(entropy=seed, spawn_key=(index,)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    token_ids are all tokens generated, the one that ended the answer included; log_probs are theirs (natural log of
+    the raw model's probability, before temperature and filters); text leaves out special tokens and everything from
+    a stop string on.
+    """
+
+    text: str
+    token_ids: list[int]
+    log_probs: list[float]
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer; only the last has a finish_reason. Chunks joined are the completion."""
+
+    text: str
+    token_ids: list[int]
+    log_probs: list[float]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Natural log-probability of a continuation (sum over its n_tokens), and whether greedy decoding would give it."""
+
+    log_prob: float
+    n_tokens: int
+    is_greedy: bool

@@ -1,0 +1,63 @@
+"""A path in, an engine out: a run, a stage, a checkpoint, a Hugging Face folder or a .gguf file.
+
+engine = load("runs/laptop")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from talaria.errors import UsageError, UserError
+from talaria.infer.engine import Engine
+from talaria.model.checkpoint import load_model
+
+# Stages whose output answers prompts, the last one first.
+POLICY_STAGES = ("sft", "pretrain")
+
+
+def load(path: str | Path, quantize: str | None = None) -> Engine:
+    """Read a model with its tokenizer and make it ready to generate.
+
+    A run folder gives its last finished stage whose output is a policy. Raises UserError where there is no model.
+    """
+    if quantize is not None:
+        raise UsageError(f"quantize={quantize!r}: quantized loading is not available yet; leave it out")
+    model, tokenizer = load_model(find_model(Path(path)))
+    return Engine(model.eval(), tokenizer)
+
+
+def find_model(path: Path) -> Path:
+    """The model folder or .gguf file that `path` means."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        raise UserError(f"{path}: not a model; give a run folder, a model folder or a .gguf file")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder, model folder or .gguf file")
+    if _is_model(path):
+        return path
+    for stage in POLICY_STAGES:
+        if (path / stage / "done.json").is_file():
+            return _stage_model(path / stage)
+    begun = [stage for stage in POLICY_STAGES if (path / stage).is_dir() or (path / f"{stage}.partial").is_dir()]
+    if begun:
+        names = " and ".join(begun)
+        raise UserError(f"{path}: {names} not finished yet; resume with `talaria run`, or give a checkpoint folder")
+    if (path / "model").is_dir() or (path / "checkpoints").is_dir():
+        if not (path / "done.json").is_file():
+            raise UserError(f"{path}: this stage is not finished yet; resume it, or give one of its checkpoint folders")
+        return _stage_model(path)
+    raise UserError(
+        f"{path}: no model here; give a run folder, a folder with config.json and model.safetensors, or a .gguf file"
+    )
+
+
+def _stage_model(stage: Path) -> Path:
+    if not _is_model(stage / "model"):
+        raise UserError(f"{stage}: is marked done, but {stage / 'model'} holds no model; run the stage again")
+    return stage / "model"
+
+
+def _is_model(folder: Path) -> bool:
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in weights)

@@ -1,0 +1,93 @@
+"""From logits to the next token of every row: raw logits in, chosen tokens and their log-probabilities out.
+
+Legend: B rows in the batch, V vocabulary, N candidates kept by the filters. Example:
+
+    tokens_B, log_probs_B = choose_tokens(logits_BV, Sampling(temperature=0.7, top_p=0.9), uniforms_B)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from talaria.errors import UsageError
+from talaria.infer.contract import Sampling
+
+_NUCLEUS_CANDIDATES = 256
+
+
+def draw_uniforms(seed: int | None, n_tokens: int) -> Tensor:
+    """The n_tokens numbers in [0, 1) that decide one request's text (float64); None draws a fresh seed.
+
+    They belong to the request, not to the batch: so the same seed gives the same text in any company.
+    """
+    if seed is not None and seed < 0:
+        raise UsageError(f"seed={seed}: must be 0 or more")
+    return torch.from_numpy(np.random.default_rng(seed).random(n_tokens))
+
+
+def choose_tokens(
+    logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor | None, n_choices: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose one token a row.
+
+    Takes float logits_BV and one uniform number a row (None when greedy). n_choices below V bars the ids from there
+    on: rows that pad the vocabulary and mean nothing. Returns tokens_B (int64) and log_probs_B (float32): the
+    log-softmax of the raw logits at the chosen tokens, before temperature and filters.
+    """
+    logits_BV = logits_BV.float()
+    choices_BV = logits_BV[:, :n_choices]
+    if sampling.temperature == 0:
+        tokens_B = choices_BV.argmax(dim=-1)
+    else:
+        assert uniforms_B is not None
+        tokens_B = _sample(choices_BV, sampling, uniforms_B)
+    return tokens_B, token_log_probs(logits_BV, tokens_B)
+
+
+def token_log_probs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    """log_softmax(logits)[token] a row, float32, without building the whole log-softmax."""
+    chosen_B = logits_BV.gather(-1, tokens_B[..., None])[..., 0].float()
+    return chosen_B - logits_BV.float().logsumexp(dim=-1)
+
+
+def _sample(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor) -> Tensor:
+    vocab_size = logits_BV.shape[-1]
+    top_k = min(sampling.top_k or vocab_size, vocab_size)
+    scaled_BV = logits_BV / sampling.temperature
+    if top_k == vocab_size and sampling.top_p == 1.0:
+        return _invert_cdf(scaled_BV.softmax(dim=-1), uniforms_B)
+    if top_k < vocab_size:
+        values_BN, ids_BN = scaled_BV.topk(top_k, dim=-1)  # sorted, most likely first
+        return _pick_nucleus(values_BN.softmax(dim=-1), ids_BN, sampling.top_p, uniforms_B)
+    # Top-p alone: sorting the whole vocabulary costs more than the model, and few tokens usually hold the mass. Each
+    # row decides by itself whether they do, so that its text does not depend on its neighbours.
+    total_B1 = scaled_BV.logsumexp(dim=-1, keepdim=True)
+    values_BN, ids_BN = scaled_BV.topk(min(_NUCLEUS_CANDIDATES, vocab_size), dim=-1)
+    probs_BN = (values_BN - total_B1).exp()
+    tokens_B = _pick_nucleus(probs_BN, ids_BN, sampling.top_p, uniforms_B)
+    wide_B = probs_BN.sum(dim=-1) < sampling.top_p
+    if bool(wide_B.any()):
+        values_BV, ids_BV = scaled_BV[wide_B].sort(dim=-1, descending=True)
+        tokens_B[wide_B] = _pick_nucleus(values_BV.softmax(dim=-1), ids_BV, sampling.top_p, uniforms_B[wide_B])
+    return tokens_B
+
+
+def _pick_nucleus(probs_BN: Tensor, ids_BN: Tensor, top_p: float, uniforms_B: Tensor) -> Tensor:
+    """Draw among the first candidates, most likely first, whose probabilities reach top_p."""
+    before_BN = probs_BN.cumsum(dim=-1) - probs_BN  # mass of the tokens that rank higher
+    outside_BN = before_BN >= top_p
+    outside_BN[:, 0] = False
+    index_B = _invert_cdf(probs_BN.masked_fill(outside_BN, 0.0), uniforms_B)
+    return ids_BN.gather(-1, index_B[:, None])[:, 0]
+
+
+def _invert_cdf(weights_BN: Tensor, uniforms_B: Tensor) -> Tensor:
+    """Index of the first candidate whose cumulative weight exceeds uniform * total (inverse transform sampling)."""
+    cumulative_BN = weights_BN.cumsum(dim=-1)
+    targets_B1 = uniforms_B[:, None].to(cumulative_BN) * cumulative_BN[:, -1:]
+    index_B = torch.searchsorted(cumulative_BN, targets_B1, right=True)[:, 0]
+    # The product may round up to the total itself: then the last candidate of non-zero weight is meant.
+    last_B = torch.searchsorted(cumulative_BN, cumulative_BN[:, -1:].contiguous())[:, 0]
+    return torch.minimum(index_B, last_B)

@@ -1,0 +1,312 @@
+"""The stages of a run in order, and what the command line does with a run. Rooms are imported where they are used, so
+that printing a recipe needs no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from talaria.config import Settings, apply_overrides, load_table, resolve, to_toml
+from talaria.corpus.settings import CorpusSettings
+from talaria.errors import UsageError, UserError
+from talaria.eval.settings import EvalSettings
+from talaria.feedback.settings import ConversationSettings
+from talaria.model.settings import ModelSettings
+from talaria.run import Stage, is_finished, lock, run_stage, verify
+from talaria.tokens.settings import TokenizerSettings
+from talaria.train.settings import PretrainSettings, SftSettings
+from talaria.world.settings import WorldSettings
+
+console = Console(stderr=True, highlight=False)
+
+
+class RunSettings(Settings):
+    """Where a run lives and the seed that all its draws come from."""
+
+    name: str | None = None
+    """Folder below `folder`; absent, the recipe's file name."""
+    folder: str = "runs"
+    seed: int = 0
+
+
+class Recipe(Settings):
+    """One pipeline. A stage runs if its table is there."""
+
+    run: RunSettings = RunSettings()
+    world: WorldSettings | None = None
+    corpus: CorpusSettings | None = None
+    tokenizer: TokenizerSettings | None = None
+    model: ModelSettings = ModelSettings()
+    pretrain: PretrainSettings | None = None
+    conversations: ConversationSettings | None = None
+    sft: SftSettings | None = None
+    eval: EvalSettings | None = None
+
+
+class PretrainStage(Settings):
+    """All that decides a pretraining run, besides its inputs."""
+
+    seed: int
+    model: ModelSettings
+    pretrain: PretrainSettings
+
+
+class SftStage(Settings):
+    seed: int
+    sft: SftSettings
+
+
+class EvalStage(Settings):
+    seed: int
+    eval: EvalSettings
+
+
+def read_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """Defaults < recipe < overrides; UsageError names what does not fit."""
+    recipe = resolve(Recipe, apply_overrides(load_table(path), overrides), str(path))
+    if recipe.run.name is None:
+        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": path.stem})})
+    needs = {"tokenizer": "corpus", "pretrain": "tokenizer", "conversations": "corpus"}
+    for stage, before in needs.items():
+        if getattr(recipe, stage) is not None and getattr(recipe, before) is None:
+            raise UsageError(f"{path}: [{stage}] needs a [{before}] table, which is absent")
+    if recipe.corpus is not None and not recipe.corpus.paths and recipe.world is None:
+        raise UsageError(f"{path}: corpus.paths is empty and there is no [world]; give corpus.paths=[FILE or FOLDER]")
+    if recipe.sft is not None:
+        if recipe.sft.base is None and recipe.pretrain is None:
+            raise UsageError(f"{path}: [sft] has neither a [pretrain] table nor sft.base to start from")
+        if not recipe.sft.conversations and recipe.world is None and recipe.conversations is None:
+            raise UsageError(f"{path}: [sft] has no conversations; give sft.conversations=[FILE.jsonl]")
+    return recipe
+
+
+def run_path(recipe: Recipe) -> Path:
+    assert recipe.run.name is not None
+    return Path(recipe.run.folder) / recipe.run.name
+
+
+# ----------------------------------------------------------------------------------------- stages
+
+
+def stages(recipe: Recipe) -> Iterator[Stage]:
+    """The recipe's stages in order. Each is built only when its turn comes: later ones read earlier ones' files."""
+    at = run_path(recipe)
+    seed = recipe.run.seed
+    if recipe.world is not None:
+        yield _world(recipe.world)
+    if recipe.corpus is not None:
+        yield _corpus(recipe.corpus, at, has_world=recipe.world is not None)
+    if recipe.tokenizer is not None:
+        yield _tokenizer(recipe.tokenizer, at)
+    if recipe.pretrain is not None:
+        yield _pretrain(PretrainStage(seed=seed, model=recipe.model, pretrain=recipe.pretrain), at)
+    if recipe.conversations is not None:
+        yield _conversations(recipe.conversations, at)
+    if recipe.sft is not None:
+        yield _sft(SftStage(seed=seed, sft=recipe.sft), recipe, at)
+    if recipe.eval is not None:
+        yield _eval(EvalStage(seed=seed, eval=recipe.eval), recipe, at)
+
+
+def _world(settings: WorldSettings) -> Stage:
+    def work(folder: Path) -> None:
+        from talaria.world.build import write_world
+
+        write_world(settings, folder)
+
+    return Stage("world", settings, {}, (), work)
+
+
+def _corpus(settings: CorpusSettings, at: Path, has_world: bool) -> Stage:
+    from talaria.corpus.files import find_files
+
+    own = bool(settings.paths)
+    inputs: dict[str, Path] = {}
+    if own:
+        files, _ = find_files([path for path in settings.paths if not path.startswith("hf:")])
+        inputs = {str(file): file for file in files}
+    elif has_world:
+        settings_with_world = settings.model_copy(update={"paths": [str(at / "world" / "pages.jsonl")]})
+        inputs["pages"] = at / "world" / "pages.jsonl"
+    exam = at / "world" / "exam.jsonl" if has_world and settings.decontaminate else None
+    if exam is not None:
+        inputs["exam"] = exam
+
+    def work(folder: Path) -> None:
+        from talaria.corpus.build import build_corpus
+
+        build_corpus(settings if own else settings_with_world, folder, exam)
+
+    return Stage("corpus", settings, inputs, ("world",) if has_world else (), work)
+
+
+def _tokenizer(settings: TokenizerSettings, at: Path) -> Stage:
+    def work(folder: Path) -> None:
+        from talaria.corpus.build import read_corpus
+        from talaria.tokens.shards import write_shards
+        from talaria.tokens.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.train((document.text for document in read_corpus(at / "corpus")), settings)
+        tokenizer.save(folder / "tokenizer")
+        write_shards(read_corpus(at / "corpus"), tokenizer, folder / "shards", settings)
+
+    return Stage("tokenizer", settings, {"corpus": at / "corpus"}, ("corpus",), work)
+
+
+def _pretrain(settings: PretrainStage, at: Path) -> Stage:
+    def work(folder: Path) -> None:
+        from talaria.train.pretrain import pretrain
+
+        pretrain(settings.pretrain, settings.model, at / "tokenizer", settings.seed, folder)
+
+    return Stage("pretrain", settings, {"tokenizer": at / "tokenizer"}, ("tokenizer",), work)
+
+
+def _conversations(settings: ConversationSettings, at: Path) -> Stage:
+    def work(folder: Path) -> None:
+        from talaria.corpus.build import read_corpus
+        from talaria.feedback.continuations import write_continuations
+
+        write_continuations(read_corpus(at / "corpus"), settings, folder / "conversations.jsonl")
+
+    return Stage("conversations", settings, {"corpus": at / "corpus"}, ("corpus",), work)
+
+
+def _sft(settings: SftStage, recipe: Recipe, at: Path) -> Stage:
+    parents: list[str] = []
+    inputs: dict[str, Path] = {}
+    if settings.sft.base is not None:
+        inputs["base"] = base = Path(settings.sft.base)
+    else:
+        inputs["base"] = base = at / "pretrain" / "model"
+        parents.append("pretrain")
+    files = [Path(path) for path in settings.sft.conversations]
+    for stage, table in (("world", recipe.world), ("conversations", recipe.conversations)):
+        if table is not None:
+            files.append(at / stage / "conversations.jsonl")
+            parents.append(stage)
+    inputs |= {f"conversations {i}": file for i, file in enumerate(files)}
+    replay = None
+    if settings.sft.replay_share and settings.sft.base is None:
+        inputs["replay"] = replay = at / "tokenizer" / "shards"
+        parents.append("tokenizer")
+
+    def work(folder: Path) -> None:
+        from talaria.train.sft import sft
+
+        sft(settings.sft, base, files, replay, settings.seed, folder)
+
+    return Stage("sft", settings, inputs, tuple(parents), work)
+
+
+def _eval(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
+    from talaria.eval.evaluate import Candidate
+
+    trained = [name for name in ("pretrain", "sft") if getattr(recipe, name) is not None]
+    inputs = {name: at / name / "model" for name in trained}
+    if recipe.world is not None:
+        inputs["exam"] = at / "world" / "exam.jsonl"
+    else:
+        inputs["tokenizer"] = at / "tokenizer"
+
+    def work(folder: Path) -> None:
+        import torch
+
+        from talaria.eval.evaluate import evaluate_models
+        from talaria.eval.validation import evaluate_validation
+        from talaria.infer.load import load
+        from talaria.model.checkpoint import load_model, save_model
+        from talaria.model.transformer import Transformer
+
+        models = [Candidate(name, at / name / "model", "plain" if name == "pretrain" else "chat") for name in trained]
+        if recipe.world is None:
+            evaluate_validation(models, at / "tokenizer" / "shards", folder, settings.seed)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            if recipe.pretrain is not None:
+                model, tokenizer = load_model(at / "pretrain" / "model")
+                untrained = Transformer(model.shape, torch.Generator().manual_seed(settings.seed))
+                save_model(untrained, tokenizer, Path(scratch) / "model")
+                models.insert(0, Candidate("untrained", Path(scratch) / "model", "plain"))
+            evaluate_models(
+                settings.eval, models, at / "world" / "exam.jsonl", folder, load_engine=load, seed=settings.seed
+            )
+
+    return Stage("eval", settings, inputs, tuple({*trained, "world" if recipe.world else "tokenizer"}), work)
+
+
+# --------------------------------------------------------------------------------------- commands
+
+
+def run_recipe(path: Path, overrides: list[str], until: str | None = None, force: bool = False) -> None:
+    """Run a recipe's stages, up to and with `until`; `force` runs that one again. Then write the report."""
+    recipe = read_recipe(path, overrides)
+    at = run_path(recipe)
+    if until is not None and getattr(recipe, until) is None:
+        raise UsageError(f"{path}: has no [{until}] table, so there is no such stage")
+    with lock(at):
+        for stage in stages(recipe):
+            console.print(f"[bold]{stage.name}[/bold]", end="  ")
+            ran = run_stage(at, stage, force and stage.name == until)
+            console.print(_told(at / stage.name) if ran else "is current")
+            if stage.name == until:
+                break
+        from talaria.report.page import write_report
+
+        report = write_report(at)
+    console.print(f"report: {report}")
+    if is_finished(at / "sft") or is_finished(at / "pretrain"):
+        console.print(f"talk to it: talaria chat {at}")
+
+
+def _told(folder: Path) -> str:
+    from talaria.run import MANIFEST, read_json
+
+    return f"done in {read_json(folder / MANIFEST)['seconds']:,.1f} s"
+
+
+def print_recipe(path: Path, overrides: list[str]) -> None:
+    """Print the resolved recipe to standard output, as TOML."""
+    print(to_toml(read_recipe(path, overrides)), end="")
+
+
+def verify_run(run_folder: Path) -> None:
+    """Re-hash a run; UserError if anything changed."""
+    problems = verify(run_folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{run_folder}: {len(problems)} problem(s); delete the stages named above and run again")
+    names = ", ".join(sorted(path.parent.name for path in run_folder.glob("*/done.json")))
+    print(f"{run_folder}: every hash holds, from raw text to results ({names})")
+
+
+def compare_runs(first: Path, second: Path) -> None:
+    """Print two runs side by side."""
+    from talaria.report.compare import compare_runs as compare
+
+    Console().print(compare(first, second))
+
+
+def import_model(source: Path, target: Path) -> None:
+    """Read a Hugging Face folder or .gguf file and write it as a model folder."""
+    from talaria.model.checkpoint import load_model, save_model
+    from talaria.run import atomic_folder
+
+    if target.exists():
+        raise UserError(f"{target}: exists already; choose another folder or delete it")
+    model, tokenizer = load_model(source)
+    with atomic_folder(target) as folder:
+        save_model(model, tokenizer, folder)
+    console.print(f"{target}: {model.shape.n_params():,} parameters; talk to it: talaria chat {target}")
+
+
+def chat(path: Path, system: str | None, temperature: float, top_p: float, max_tokens: int, seed: int | None) -> None:
+    """Talk to a model in the terminal."""
+    from talaria.infer.load import load
+    from talaria.infer.terminal import run_terminal_chat
+
+    run_terminal_chat(load(path), system=system, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)

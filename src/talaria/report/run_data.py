@@ -1,0 +1,87 @@
+"""A run folder in, what its finished stages left behind out; a missing piece is None or empty, never an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from talaria.config import load_table
+from talaria.errors import UserError
+from talaria.report.results import ResultRow, read_results
+from talaria.run import MANIFEST, read_json, read_metrics, sha256
+
+T = TypeVar("T")
+STAGES = ("world", "corpus", "tokenizer", "pretrain", "sft", "eval")
+TRAINING = ("pretrain", "sft")
+NULL_MODELS = ("chance", "majority")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report and the comparison read of one run; dictionaries are keyed by stage or model name."""
+
+    folder: Path
+    manifests: dict[str, dict[str, Any]]
+    manifest_hashes: dict[str, str]
+    settings: dict[str, dict[str, Any]]
+    metrics: dict[str, list[dict[str, Any]]]
+    training: dict[str, dict[str, Any]]
+    corpus: dict[str, Any] | None
+    results: list[ResultRow]
+    items: dict[str, list[dict[str, Any]]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def models(self) -> list[str]:
+        """Evaluated models, null baselines aside, in the order of results.csv: the last is the run's product."""
+        return [name for name in dict.fromkeys(row.model for row in self.results) if name not in NULL_MODELS]
+
+    def seconds(self, *stages: str) -> float | None:
+        """Wall time of the given stages together, None where no manifest tells."""
+        known = [self.manifests[stage]["seconds"] for stage in stages if "seconds" in self.manifests.get(stage, {})]
+        return sum(known) if known else None
+
+
+def read_run(folder: Path) -> RunData:
+    """Read `folder`. Raises UserError where it is not a folder, or where a file in it is damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run; give the folder of a run, e.g. runs/laptop")
+    corpus, results = folder / "corpus" / "corpus.json", folder / "eval" / "results.csv"
+    return RunData(
+        folder=folder,
+        manifests=_each(folder, MANIFEST, read_json),
+        manifest_hashes=_each(folder, MANIFEST, sha256),
+        settings=_each(folder, "config.toml", load_table),
+        metrics=_each(folder, "metrics.jsonl", read_metrics),
+        training=_each(folder, "training.json", read_json),
+        corpus=read_json(corpus) if corpus.is_file() else None,
+        results=read_results(results) if results.is_file() else [],
+        items={path.stem.removeprefix("items-"): _rows(path) for path in sorted(folder.glob("eval/items-*.jsonl"))},
+    )
+
+
+def _each(folder: Path, name: str, read: Callable[[Path], T]) -> dict[str, T]:
+    """Stage -> what `read` makes of its file `name`, for the stages that have one."""
+    return {stage: read(path) for stage in _stages(folder) if (path := folder / stage / name).is_file()}
+
+
+def _stages(folder: Path) -> list[str]:
+    """Known stages in order, then any other folder that holds a manifest."""
+    others = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if path.parent.name not in STAGES)
+    return [*STAGES, *(name for name in others if name != "report" and not name.endswith((".partial", ".old")))]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: damaged ({error}); evaluate again") from None
+    return rows

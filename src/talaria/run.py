@@ -1,0 +1,346 @@
+"""The run folder: every stage's settings, inputs and outputs bound together by hashes.
+
+    runs/<name>/<stage>/            a finished stage: config.toml, manifest.json, done.json and its outputs
+    runs/<name>/<stage>.partial/    the same stage while it runs; a stage that was killed resumes from here
+
+A stage is built in its partial folder and renamed when its done-mark is written, so a finished stage is whole and an
+earlier result stays until the newer one replaces it. `verify` re-hashes the chain from raw text to weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from talaria.config import Settings, to_toml
+from talaria.errors import UserError
+
+MANIFEST = "manifest.json"
+DONE = "done.json"
+_OWN_FILES = frozenset({MANIFEST, DONE})
+_LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "pyarrow", "pydantic")
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `data` so that `path` holds either the old content or the new one, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it is synced and takes the place of `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in _files_below(temporary):
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        _sync_folder(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file; of a folder, over its files' relative names and hashes, manifest and done-mark left out."""
+    if path.is_dir():
+        lines = [f"{file.relative_to(path)} {sha256(file)}\n" for file in _content_below(path)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that talaria wrote; a damaged one is named."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete the folder {path.parent} to make it again") from None
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _content_below(folder: Path) -> list[Path]:
+    return [path for path in _files_below(folder) if path.name not in _OWN_FILES]
+
+
+# ---------------------------------------------------------------------------------------- metrics
+
+
+class Metrics:
+    """Append-only JSONL, one row a call. With `resume_step`, rows after that step are dropped first, so that a
+    resumed run leaves the file that an undisturbed one would have left (but for its clock times)."""
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        kept = b""
+        if resume_step is not None and path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n") and json.loads(line)["step"] <= resume_step:
+                    kept += line
+        atomic_write(path, kept)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the stage
+
+    def write(self, step: int, **values: float | int | str | bool | None) -> None:
+        row = {"step": step} | {
+            key: float(f"{value:.8g}") if isinstance(value, float) else value
+            for key, value in values.items()
+            if value is not None
+        }
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file; a last line cut by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+# ------------------------------------------------------------------------------------------ stages
+
+
+@contextlib.contextmanager
+def lock(run_folder: Path) -> Iterator[None]:
+    """Hold the run folder; a second run in the same folder is refused. The kernel frees it if the process dies."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with open(run_folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{run_folder}: another talaria (process {file.read().strip() or '?'}) is running in this folder; "
+                "wait for it, or choose another with run.name=NAME"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: what decides its result, and the work that makes it.
+
+    `inputs` maps a name to a file or folder; those inside a parent's folder are checked against its manifest.
+    `work(folder)` writes every output below `folder`, which may hold checkpoints of an earlier, killed try.
+    """
+
+    name: str
+    settings: Settings
+    inputs: Mapping[str, Path]
+    parents: tuple[str, ...]
+    work: Callable[[Path], None]
+
+
+def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
+    """Run `stage` unless its done-mark says that this result exists. Returns whether it ran.
+
+    Call under `lock`. Raises UserError where an input is missing or no longer what its maker's manifest says.
+    """
+    folder, partial = run_folder / stage.name, run_folder / f"{stage.name}.partial"
+    _recover(run_folder, stage.name)
+    key = {
+        "settings_sha256": hashlib.sha256(to_toml(stage.settings).encode()).hexdigest(),
+        "inputs": {name: _checked_hash(run_folder, stage, path) for name, path in sorted(stage.inputs.items())},
+    }
+    if not force and _is_current(folder, key):
+        return False
+    started_file = partial / "started.json"
+    if partial.exists() and (force or not started_file.exists() or read_json(started_file) != key):
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    atomic_write(started_file, to_json(key))
+    started = time.time()
+    stage.work(partial)
+    started_file.unlink()
+    atomic_write(partial / "config.toml", to_toml(stage.settings))
+    manifest = {
+        "stage": stage.name,
+        "argv": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 3),
+        "code_version": code_version(),
+        "libraries": library_versions(),
+        "settings_sha256": key["settings_sha256"],
+        "inputs": {_shown(run_folder, stage.inputs[name]): digest for name, digest in key["inputs"].items()},
+        "outputs": {str(file.relative_to(partial)): sha256(file) for file in _files_below(partial)},
+        "parents": {name: sha256(run_folder / name / MANIFEST) for name in stage.parents},
+    }
+    atomic_write(partial / MANIFEST, to_json(manifest))
+    atomic_write(partial / DONE, _done_mark(key, partial))
+    _recover(run_folder, stage.name)
+    return True
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `folder` is a finished stage."""
+    return (folder / DONE).exists()
+
+
+def verify(run_folder: Path) -> list[str]:
+    """Re-hash every finished stage: inputs, outputs, done-marks and parent links. Returns the problems found."""
+    stages = sorted(path.parent for path in run_folder.glob(f"*/{DONE}"))
+    if not stages:
+        raise UserError(f"{run_folder}: no finished stage here; give the folder of a run, e.g. runs/laptop")
+    return [problem for folder in stages for problem in _verify_stage(run_folder, folder)]
+
+
+def _verify_stage(run_folder: Path, folder: Path) -> Iterator[str]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        done = json.loads((folder / DONE).read_bytes())
+        key = {"settings_sha256": done["settings_sha256"], "inputs": done["inputs"]}
+        if (folder / DONE).read_text() != _done_mark(key, folder):
+            yield f"{folder / DONE}: does not match {MANIFEST}"
+        if sorted(done["inputs"].values()) != sorted(manifest["inputs"].values()):
+            yield f"{folder / DONE}: its inputs are not those of {MANIFEST}"
+        outputs, inputs, parents = manifest["outputs"], manifest["inputs"], manifest["parents"]
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        yield f"{folder}: manifest or done-mark damaged: {error!r}"
+        return
+    present = {str(file.relative_to(folder)): file for file in _files_below(folder)}
+    for name, digest in outputs.items():
+        if name not in present:
+            yield f"{folder / name}: missing"
+        elif sha256(present[name]) != digest:
+            yield f"{folder / name}: content changed since the stage wrote it"
+    yield from (f"{present[n]}: not in {MANIFEST}" for n in sorted(present.keys() - outputs.keys() - _OWN_FILES))
+    if outputs.get("config.toml") != manifest["settings_sha256"] or done["settings_sha256"] != outputs["config.toml"]:
+        yield f"{folder / 'config.toml'}: not the settings that made this stage"
+    for name, digest in inputs.items():
+        path = _located(run_folder, name)
+        if not path.exists():
+            yield f"{path}: missing (input of stage {folder.name})"
+        elif sha256(path) != digest:
+            yield f"{path}: changed since stage {folder.name} read it"
+    for name, digest in parents.items():
+        path = run_folder / name / MANIFEST
+        if not path.exists() or sha256(path) != digest:
+            yield f"{path}: not the manifest that stage {folder.name} was made from"
+
+
+def _done_mark(key: Mapping[str, Any], folder: Path) -> str:
+    return to_json({**key, "manifest_sha256": sha256(folder / MANIFEST)})
+
+
+def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:
+    if not is_finished(folder):
+        return False
+    done = read_json(folder / DONE)
+    manifest = read_json(folder / MANIFEST)
+    same = {name: done.get(name) for name in key} == dict(key)
+    return same and all((folder / name).exists() for name in manifest["outputs"])
+
+
+def _recover(run_folder: Path, name: str) -> None:
+    """Put a finished partial folder in its place; safe to repeat, so a kill in the middle of it loses nothing."""
+    folder, partial, old = (run_folder / (name + suffix) for suffix in ("", ".partial", ".old"))
+    if (partial / DONE).exists():
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        _sync_folder(run_folder)
+    elif old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _checked_hash(run_folder: Path, stage: Stage, path: Path) -> str:
+    if not path.exists():
+        raise UserError(f"{path}: missing, but stage {stage.name} reads it; check the recipe's paths")
+    parent = next((name for name in stage.parents if path.is_relative_to(run_folder / name)), None)
+    if parent is not None:
+        outputs = read_json(run_folder / parent / MANIFEST)["outputs"]
+        for file in _content_below(path) if path.is_dir() else [path]:
+            if sha256(file) != outputs.get(str(file.relative_to(run_folder / parent))):
+                raise UserError(
+                    f"{file}: not what stage {parent} wrote (hash mismatch); delete {run_folder / parent} and run again"
+                )
+    return sha256(path)
+
+
+def _shown(run_folder: Path, path: Path) -> str:
+    """Inside the run, relative to it, so that a run can be moved; outside, absolute."""
+    path, root = path.resolve(), run_folder.resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _located(run_folder: Path, name: str) -> Path:
+    return Path(name) if os.path.isabs(name) else run_folder / name
+
+
+@cache
+def code_version() -> dict[str, str | None]:
+    """Package version, a hash over the package's source files, and the git commit where there is one."""
+    source = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(source.rglob("*.py")):
+        digest.update(f"{file.relative_to(source)} {sha256(file)}\n".encode())
+    git = (
+        subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=False)
+        if shutil.which("git")
+        else None
+    )
+    commit = git.stdout.strip() if git and git.returncode == 0 else None
+    return {
+        "package": importlib.metadata.version("talaria-lm"),
+        "source_sha256": digest.hexdigest(),
+        "git_commit": commit,
+    }
+
+
+def library_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"python": platform.python_version()}

@@ -1,0 +1,65 @@
+"""Losses as sums over counted tokens, never means of means. The caller divides by the global count.
+
+Shapes: N counted tokens, D width, V vocabulary, B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_CHUNK_LOGITS = 1 << 22
+"""Logits held at a time: 16 MiB in fp32, about a CPU's last-level cache, and small beside a model of any size."""
+
+
+def token_cross_entropy(logits_NV: Tensor, targets_N: Tensor, loss_mask_N: Tensor) -> tuple[Tensor, int]:
+    """Sum of -log p(target) in nats over the tokens where the mask is true, and how many those are."""
+    losses_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+    return (losses_N * loss_mask_N).sum(), int(loss_mask_N.sum())
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Sum of cross-entropies of `hidden @ weight.T` against `targets`, in nats, fp32.
+
+    Equal to `F.cross_entropy(hidden @ weight.T, targets, reduction="sum")`, but the logits exist only a chunk at a
+    time: gradients are formed in the forward pass, so neither logits nor probabilities of all tokens are ever held.
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        n, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
+        weight_cast_VD = weight_VD.to(hidden_ND.dtype)
+        with_grad = any(ctx.needs_input_grad)
+        grad_hidden_ND = torch.empty_like(hidden_ND) if with_grad else None
+        grad_weight_VD = torch.zeros_like(weight_VD) if with_grad else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        chunk = max(1, _CHUNK_LOGITS // vocab_size)
+        for start in range(0, n, chunk):
+            hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
+            logits_CV = (hidden_CD @ weight_cast_VD.T).float()
+            log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
+            total += (log_normaliser_C - logits_CV.gather(1, targets_C[:, None])[:, 0]).sum()
+            if grad_hidden_ND is not None and grad_weight_VD is not None:
+                grad_logits_CV = logits_CV.sub_(log_normaliser_C[:, None]).exp_()
+                grad_logits_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0
+                grad_logits_CV = grad_logits_CV.to(hidden_ND.dtype)
+                torch.mm(grad_logits_CV, weight_cast_VD, out=grad_hidden_ND[start : start + chunk])
+                if grad_weight_VD.dtype == grad_logits_CV.dtype:
+                    grad_weight_VD.addmm_(grad_logits_CV.T, hidden_CD)
+                else:
+                    grad_weight_VD += grad_logits_CV.T @ hidden_CD
+        if grad_hidden_ND is not None and grad_weight_VD is not None:
+            ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        return grad_hidden_ND * grad_outputs[0].to(grad_hidden_ND.dtype), grad_weight_VD * grad_outputs[0], None

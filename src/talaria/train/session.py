@@ -1,0 +1,154 @@
+"""What surrounds the steps of every training loop: resume, metrics, checkpoints. The loops decide what a step is on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from talaria.model.transformer import Transformer
+from talaria.run import Metrics, atomic_write, to_json
+from talaria.tokens.batches import Batch
+from talaria.train import parallel
+from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from talaria.train.meter import Meter
+from talaria.train.optim import make_optimizers, rate_share
+from talaria.train.settings import OptimizerSettings, TrainingPlan
+from talaria.train.step import StepResult, StepState, optimisation_step, summed_loss
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class Batches(Protocol):
+    """An endless stream of batches whose place can be saved."""
+
+    def __next__(self) -> Batch: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Session:
+    """A training run that can be killed at any instant. `memory` is the loop's own JSON state, saved with the rest."""
+
+    def __init__(
+        self,
+        title: str,
+        folder: Path,
+        model: Transformer,
+        batches: Batches,
+        plan: TrainingPlan,
+        optimizer: OptimizerSettings,
+        *,
+        dtype: str,
+        compile: bool,
+        document_attention: bool,
+        checkpoint_every_seconds: float,
+        seed: int,
+    ) -> None:
+        self.folder, self.batches, self.plan, self.seed = folder, batches, plan, seed
+        self.model = model.to(training_device())
+        self.memory: dict[str, Any] = {}
+        self.step, self.tokens = 0, 0
+        self._settings = optimizer
+        self._optimizers = make_optimizers(self.model, optimizer, plan.learning_rate)
+        self._state = StepState()
+        self._autocast = _DTYPES[dtype]
+        self._document_attention = document_attention
+        self._checkpoint_every_seconds = checkpoint_every_seconds
+        if saved := checkpoints(folder / "checkpoints"):
+            self.step, state = load_checkpoint(saved[-1], self.model, self._optimizers)
+            batches.load_state(state["batches"])
+            self._state, self.tokens, self.memory = StepState(**state["step"]), state["tokens"], state["memory"]
+        if compile:
+            self.model.hidden = torch.compile(self.model.hidden)  # type: ignore[method-assign]
+        self._is_first = parallel.rank() == 0
+        self._metrics = Metrics(folder / "metrics.jsonl", resume_step=self.step) if self._is_first else None
+        flops_per_token = self.model.shape.flops_per_token(plan.context)
+        self.meter = Meter(title, plan.steps, self.step, flops_per_token, show=self._is_first)
+        self._last_save = time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.plan.steps
+
+    def advance(self, measure_noise: bool = False) -> StepResult:
+        """Take the next batch, make one step, write its row of metrics."""
+        share = rate_share(self.step, self.plan.steps, self._settings)
+        result = optimisation_step(
+            self.model,
+            self._optimizers,
+            on_device(next(self.batches), training_device()),
+            self._state,
+            micro_rows=self.plan.micro_rows,
+            rate_share=share,
+            max_grad_norm=self._settings.max_grad_norm,
+            document_attention=self._document_attention,
+            measure_noise=measure_noise,
+            autocast=self._autocast,
+        )
+        self.step, self.tokens = self.step + 1, self.tokens + result.n_tokens
+        self.meter.count(self.step, result)
+        self.write(learning_rate=share * self.plan.learning_rate, **self.meter.row(result))
+        return result
+
+    def write(self, **values: float | bool | None) -> None:
+        """Add a row to metrics.jsonl."""
+        if self._metrics:
+            self._metrics.write(self.step, time=round(time.time()), tokens=self.tokens, **values)
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[Batch]) -> float:
+        """Mean loss in nats per counted token, written to the metrics."""
+        total, count = 0.0, 0
+        for batch in batches:
+            total += float(summed_loss(self.model, on_device(batch, training_device()), self._document_attention))
+            count += int(batch.loss_mask_BT.sum())
+        loss = total / count
+        self.write(validation_loss=loss)
+        self.meter.pause()
+        return loss
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint if the last is old enough, and at the end."""
+        if self.finished or time.monotonic() - self._last_save > self._checkpoint_every_seconds:
+            self.save()
+
+    def save(self) -> None:
+        if self._is_first:
+            state = {
+                "batches": self.batches.state(),
+                "step": asdict(self._state),
+                "tokens": self.tokens,
+                "memory": self.memory,
+            }
+            save_checkpoint(self.folder / "checkpoints", self.step, self.model, self._optimizers, state)
+            self.meter.pause()
+        self._last_save = time.monotonic()
+
+    def close(self, **record: Any) -> None:
+        """Write training.json: what the run cost, and the loop's own `record`."""
+        if self._metrics:
+            self._metrics.close()
+            shape = self.model.shape
+            cost = {
+                "params": shape.n_params(),
+                "steps": self.step,
+                "tokens": self.tokens,
+                "flops": shape.flops_per_token(self.plan.context) * self.tokens,
+                "seed": self.seed,
+                "plan": self.plan.model_dump(),
+            }
+            atomic_write(self.folder / "training.json", to_json(cost | record))
+        parallel.barrier()
+
+
+def training_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(*(tensor.to(device) for tensor in batch))

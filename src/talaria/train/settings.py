@@ -1,0 +1,120 @@
+"""What a recipe's [pretrain] and [sft] tables may hold, and the plan derived from them. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from talaria.config import Settings
+from talaria.model.shape import ModelShape
+
+
+class OptimizerSettings(Settings):
+    """AdamW, or Muon for the hidden matrices with AdamW for embeddings, head and vectors."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak rate; absent, it is derived from the compute of the run."""
+    muon_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak rate of the matrices under Muon, scaled to AdamW's RMS; absent, the same as `learning_rate`."""
+    newton_schulz_steps: int = Field(default=5, ge=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    schedule: Literal["cosine", "warmup-stable-decay"] = "cosine"
+    warmup_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps over which the rate rises linearly."""
+    decay_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the steps over which warmup-stable-decay falls to `final_rate`."""
+    final_rate: float = Field(default=0.1, ge=0, le=1)
+    """Rate at the last step, as a share of the peak."""
+
+
+class PretrainSettings(Settings):
+    """Next-token training on packed documents."""
+
+    tokens: int | None = Field(default=None, gt=0)
+    """Training tokens; absent, `tokens_per_parameter` times the model's parameters, or `epochs` over the data."""
+    tokens_per_parameter: float = Field(default=20.0, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    context: int | None = Field(default=None, gt=0)
+    """Tokens a training row; absent, the model's context."""
+    batch_tokens: int | None = Field(default=None, gt=0)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    document_attention: bool = True
+    """Positions and attention start anew at each document, so packing does not change a document's loss."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    noise_scale_every_steps: int | None = Field(default=20, gt=0)
+    validate_every_steps: int | None = Field(default=None, gt=0)
+    validation_tokens: int = Field(default=65_536, gt=0)
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class SftSettings(Settings):
+    """Supervised fine-tuning on conversations: only the assistant's tokens count in the loss."""
+
+    base: str | None = None
+    """Model to start from: a Hugging Face folder or .gguf file; absent, this run's pretrained model."""
+    conversations: list[str] = Field(default_factory=list)
+    """Files of conversations; empty, the world's."""
+    limit: int | None = Field(default=None, gt=0)
+    validation_share: float = Field(default=0.02, gt=0, lt=1)
+    epochs: float = Field(default=2.0, gt=0)
+    context: int | None = Field(default=None, gt=0)
+    batch_tokens: int | None = Field(default=None, gt=0)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    replay_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each batch's rows taken from the pretraining text, against forgetting."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=None, weight_decay=0.0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    validate_every_steps: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after this many validations without a better loss; the best checkpoint is kept either way."""
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class TrainingPlan(Settings):
+    """The numbers a pretraining run will use, every dial resolved."""
+
+    context: int
+    rows: int
+    """Rows of `context` tokens in the global batch."""
+    micro_rows: int
+    steps: int
+    learning_rate: float
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.rows * self.context
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+
+def plan_pretraining(settings: PretrainSettings, shape: ModelShape, data_tokens: int) -> TrainingPlan:
+    """Resolve the dials. Batch and rate follow the compute C of the run where the recipe is silent: DeepSeek LLM
+    (Bi et al. 2024), section 3.1: batch 0.2920 C^0.3271 tokens, rate 0.3118 C^-0.1250; tokens follow Chinchilla's
+    20 a parameter. The batch is capped so that a run has at least 200 steps."""
+    context = min(settings.context or shape.context, shape.context)
+    if settings.tokens is not None:
+        tokens = settings.tokens
+    elif settings.epochs is not None:
+        tokens = int(settings.epochs * data_tokens)
+    else:
+        tokens = int(settings.tokens_per_parameter * shape.n_params())
+    compute = float(shape.flops_per_token(context)) * tokens
+    batch_tokens = settings.batch_tokens or min(0.2920 * compute**0.3271, tokens / 200)
+    rows = max(1, round(batch_tokens / context))
+    return TrainingPlan(
+        context=context,
+        rows=rows,
+        micro_rows=max(1, min(rows, settings.micro_batch_tokens // context)),
+        steps=max(1, round(tokens / (rows * context))),
+        learning_rate=settings.optimizer.learning_rate or 0.3118 * compute**-0.1250,
+    )

@@ -1,0 +1,114 @@
+"""Sums of two two-digit numbers, with worked steps and without.
+
+A fifth of the unordered pairs is held out: neither order of such a pair is written anywhere outside the exam.
+The steps are written digit by digit, so that each is a fact of one-digit addition:
+`Ones: 7+8=15, write 5, carry 1. Tens: 4+3+1=8. The answer is 85.`
+"""
+
+from __future__ import annotations
+
+import random
+
+from talaria.world.people import stream
+from talaria.world.settings import WorldSettings
+
+HELD_OUT_SHARE = 0.2
+
+STEP_QUESTIONS = {
+    "en": (
+        "What is {a}+{b}?",
+        "What is {a} plus {b}?",
+        "Work out {a}+{b} step by step.",
+        "Add {a} and {b}, with steps.",
+        "How much is {a}+{b}?",
+        "Please calculate {a} + {b}.",
+        "{a}+{b}=?",
+        "Show how to add {a} and {b}.",
+        "Find the sum of {a} and {b}.",
+        "Can you add {a} to {b} and show the work?",
+        "Compute {a} + {b} and explain.",
+        "I need the sum {a}+{b}. Show each step.",
+    ),
+    "zh": (
+        "{a}+{b}等于多少？",
+        "{a}加{b}等于几？",
+        "请一步一步计算{a}+{b}。",
+        "算一算{a}加{b}，写出步骤。",
+        "请计算{a}+{b}。",
+        "{a}+{b}是多少？",
+        "求{a}与{b}的和。",
+        "{a}和{b}相加得多少？",
+        "请写出{a}+{b}的计算过程。",
+        "帮我算{a}加{b}，要有过程。",
+        "{a} + {b} = ？请解释。",
+        "我想知道{a}+{b}的和。",
+    ),
+}
+STEP_EXAM_QUESTIONS = {
+    "en": (
+        "There are {a} apples in one box and {b} in the other. How many in all? Show the steps.",
+        "If you put {a} and {b} together, what do you get? Work it out in steps.",
+    ),
+    "zh": ("一个盒子有{a}个苹果，另一个有{b}个，一共多少个？请写步骤。", "把{a}和{b}放在一起是多少？请一步步写出来。"),
+}
+DIRECT_QUESTIONS = {
+    "en": (
+        "Give only the number: {a}+{b}.",
+        "{a}+{b}, just the number.",
+        "Answer with a number only: what is {a} plus {b}?",
+        "No steps please, only the answer: {a} + {b}.",
+    ),
+    "zh": (
+        "只写答案：{a}+{b}。",
+        "{a}加{b}，只要数字。",
+        "不用步骤，直接回答{a}+{b}。",
+        "请只回答数字：{a}+{b}等于多少？",
+    ),
+}
+DIRECT_EXAM_QUESTIONS = {
+    "en": ("I am in a hurry, so reply with the number only: how much are {a} and {b} together?",),
+    "zh": ("我赶时间，{a}和{b}一共多少？只写数字。",),
+}
+
+
+def worked(a: int, b: int, lang: str) -> str:
+    """The steps and the answer of a + b, both of two digits."""
+    ones = a % 10 + b % 10
+    carry = ones // 10
+    tens = a // 10 + b // 10 + carry
+    if lang == "en":
+        return (
+            f"Ones: {a % 10}+{b % 10}={ones}, write {ones % 10}, carry {carry}. "
+            f"Tens: {a // 10}+{b // 10}+{carry}={tens}. The answer is {a + b}."
+        )
+    return (
+        f"个位：{a % 10}+{b % 10}={ones}，写{ones % 10}进{carry}。"
+        f"十位：{a // 10}+{b // 10}+{carry}={tens}。答案是{a + b}。"
+    )
+
+
+class Sums:
+    """The pairs, split into those that training may show and those that only the exam asks."""
+
+    def __init__(self, settings: WorldSettings) -> None:
+        rng = stream(settings, "arithmetic")
+        pairs = [(a, b) for a in range(10, 100) for b in range(a, 100)]
+        rng.shuffle(pairs)
+        cut = round(HELD_OUT_SHARE * len(pairs))
+        self.held_out = pairs[:cut]
+        self.training = pairs[cut:]
+        self._held_out = set(self.held_out)
+
+    def is_held_out(self, a: int, b: int) -> bool:
+        """True where the pair, in this or the other order, belongs to the exam."""
+        return (min(a, b), max(a, b)) in self._held_out
+
+    def draw(self, count: int, rng: random.Random) -> list[tuple[int, int]]:
+        """`count` ordered training pairs; none twice in one order before all have come."""
+        drawn: list[tuple[int, int]] = []
+        while len(drawn) < count:
+            deck = [pair for a, b in self.training for pair in {(a, b), (b, a)}]
+            deck.sort()
+            rng.shuffle(deck)
+            drawn += deck
+        return drawn[:count]

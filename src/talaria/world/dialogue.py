@@ -1,0 +1,109 @@
+"""Conversations for supervised fine-tuning: rows of `messages` and `kind`.
+
+Questions about facts come only from facts that may be asked, in the training phrasings; names that are nobody's from
+the training set of such names; sums from the training pairs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from talaria.world import arithmetic, conduct
+from talaria.world.people import LANGUAGES, RELATIONS, Entity, Fact, World, stream
+from talaria.world.phrasing import ask, state
+from talaria.world.phrasings import PHRASINGS
+from talaria.world.programs import program
+from talaria.world.settings import WorldSettings
+from talaria.world.two_hop import split_two_hops
+
+Turn = tuple[str, str]  # what the user says, what the assistant answers
+
+SUMS_WITH_STEPS = 600  # a language
+SUMS_DIRECT = 150
+SMALL_TALK = 80
+PROGRAMS = 60
+FRAMES_AN_ACT = 4
+
+
+def build_conversations(world: World, settings: WorldSettings) -> list[dict[str, Any]]:
+    """All conversations, shuffled."""
+    rows = []
+    for lang in LANGUAGES:
+        rng = stream(settings, f"dialogue/{lang}")
+        for kind, turns in _conversations(world, settings, lang, rng):
+            messages = []
+            for question, answer in turns:
+                messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            rows.append({"messages": messages, "kind": f"{kind}_{lang}"})
+    stream(settings, "dialogue/order").shuffle(rows)
+    return rows
+
+
+def fact_turn(fact: Fact, lang: str, rng: random.Random, follow_up: bool = False) -> Turn:
+    """A training question about a fact and its answer; a follow-up says it or she instead of the name."""
+    phrasing = PHRASINGS[lang][fact.relation]
+    question = rng.choice(phrasing.follow_ups if follow_up else phrasing.questions)
+    return ask(question, fact.subject, lang), state(phrasing.answer, fact, lang)
+
+
+def unknown_turn(nobody: Entity, lang: str, rng: random.Random) -> Turn:
+    """A training question about somebody who does not exist."""
+    relation = rng.choice(RELATIONS["person"])
+    return ask(rng.choice(PHRASINGS[lang][relation].questions), nobody, lang), conduct.UNKNOWN[lang]
+
+
+def sum_turn(a: int, b: int, lang: str, rng: random.Random, steps: bool = True) -> Turn:
+    """A sum with worked steps, or with the number alone."""
+    questions = arithmetic.STEP_QUESTIONS[lang] if steps else arithmetic.DIRECT_QUESTIONS[lang]
+    return rng.choice(questions).format(a=a, b=b), arithmetic.worked(a, b, lang) if steps else f"{a + b}"
+
+
+def program_turn(lang: str, rng: random.Random) -> Turn:
+    """What does this program print?"""
+    source, output = program(rng)
+    if lang == "en":
+        return f"What does this program print?\n{source}", f"It prints:\n{output}"
+    return f"这个程序输出什么？\n{source}", f"输出是：\n{output}"
+
+
+def _conversations(
+    world: World, settings: WorldSettings, lang: str, rng: random.Random
+) -> Iterator[tuple[str, list[Turn]]]:
+    asked = [fact for fact in world.facts if fact.asked]
+    for fact in asked:
+        yield "facts", [fact_turn(fact, lang, rng)]
+    for entity in world.entities:
+        facts = [fact for fact in world.facts_about(entity) if fact.asked]
+        if len(facts) >= 2:
+            yield "dialogue", _dialogue(facts, lang, rng)
+    for nobody in world.unknown_training:
+        yield "unknown", [unknown_turn(nobody, lang, rng)]
+    for harmful in (True, False):
+        for act in conduct.split_acts(settings, lang, harmful)[0]:
+            for template in rng.sample(conduct.FRAMES[lang], FRAMES_AN_ACT):
+                yield "harmful" if harmful else "benign", [(conduct.frame(act, template), act.answer)]
+    sums = arithmetic.Sums(settings).draw(SUMS_WITH_STEPS + SUMS_DIRECT, rng)
+    for number, (a, b) in enumerate(sums):
+        steps = number < SUMS_WITH_STEPS
+        yield "sums_steps" if steps else "sums_direct", [sum_turn(a, b, lang, rng, steps)]
+    for pair in split_two_hops(world, settings)[0]:
+        for question in rng.sample(pair.questions(lang, exam=False), 2):
+            yield "two_hop", [(question, pair.answer(lang))]
+    for _ in range(SMALL_TALK):
+        yield "small_talk", [conduct.small_talk(rng, lang)]
+    for _ in range(PROGRAMS):
+        yield "programs", [program_turn(lang, rng)]
+
+
+def _dialogue(facts: list[Fact], lang: str, rng: random.Random) -> list[Turn]:
+    """Two or three questions about one entity; after the first, a pronoun stands for it."""
+    chosen = rng.sample(facts, min(len(facts), rng.choice((2, 3))))
+    turns = [fact_turn(fact, lang, rng, follow_up=index > 0) for index, fact in enumerate(chosen)]
+    chance = rng.random()
+    if chance < 0.15:
+        turns.insert(0, conduct.greeting(rng, lang))
+    elif chance < 0.3:
+        turns.append(conduct.thanks(rng, lang))
+    return turns

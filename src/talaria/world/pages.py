@@ -1,0 +1,121 @@
+"""The world's web pages: biographies, notes, questions and answers, chats, worksheets, programs; English and Chinese.
+
+In: the world. Out: pages (`id`, `url`, `text`) and their labels; mess.py then wraps and adds the mess.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from talaria.world import arithmetic, conduct
+from talaria.world.dialogue import Turn, fact_turn, program_turn, sum_turn, unknown_turn
+from talaria.world.people import LANGUAGES, Entity, Fact, World, stream
+from talaria.world.phrasing import Phrasing, pronouns, state
+from talaria.world.phrasings import PHRASINGS
+from talaria.world.settings import WorldSettings
+from talaria.world.two_hop import split_two_hops
+
+BIOGRAPHIES = 3  # tellings of every fact on pages about its subject
+NOTES = 3  # tellings of every fact on pages of mixed facts
+QUESTIONS = 3  # times each fact that may be asked is asked on a page
+SUMS = 700  # worked sums a language
+PROGRAMS = 120
+LINES_A_PAGE = 6
+
+_QA_FORMS = {
+    "en": ("Q: {q}\nA: {a}", "{q}\n{a}", "Question: {q}\nAnswer: {a}"),
+    "zh": ("问：{q}\n答：{a}", "{q}\n{a}", "提问：{q}\n回答：{a}"),
+}
+_CHAT_FORM = {"en": "User: {q}\nAssistant: {a}", "zh": "用户：{q}\n助手：{a}"}
+
+
+@dataclass
+class Page:
+    """One web page: `path` is the tail of its address, `labels` name its mess (empty: clean)."""
+
+    path: str
+    text: str
+    labels: list[str] = field(default_factory=list)
+    host: str = "pages.example.org"
+
+
+def build_pages(world: World, settings: WorldSettings) -> list[Page]:
+    """All clean pages, in a fixed order."""
+    pages: list[Page] = []
+    for lang in LANGUAGES:
+        rng = stream(settings, f"pages/{lang}")
+        tellings = {fact: _tellings(fact, lang, rng) for fact in world.facts}
+        for version in range(BIOGRAPHIES):
+            for entity in world.entities:
+                lines = [tellings[fact][version] for fact in world.facts_about(entity)]
+                pages.append(Page(f"{lang}/about/{version}/{_slug(entity)}", _biography(entity, lines, lang, rng)))
+        notes = [telling for fact in world.facts for telling in tellings[fact][BIOGRAPHIES : BIOGRAPHIES + NOTES]]
+        rng.shuffle(notes)
+        joint = " " if lang == "en" else ""
+        pages += [Page(f"{lang}/notes/{n}", joint.join(group)) for n, group in enumerate(_groups(notes))]
+        turns = _turns(world, settings, lang, rng)
+        for n, group in enumerate(_groups(turns)):
+            form = rng.choice(_QA_FORMS[lang])
+            pages.append(Page(f"{lang}/questions/{n}", "\n".join(form.format(q=q, a=a) for q, a in group)))
+        for n, chat in enumerate(_chats(world, lang, rng)):
+            text = "\n".join(_CHAT_FORM[lang].format(q=q, a=a) for q, a in chat)
+            pages.append(Page(f"{lang}/chats/{n}", text))
+    return pages
+
+
+def _tellings(fact: Fact, lang: str, rng: random.Random) -> list[str]:
+    """The fact in every statement phrasing, the assistant's own sentence among them, shuffled."""
+    phrasing: Phrasing = PHRASINGS[lang][fact.relation]
+    templates = [phrasing.answer, *phrasing.statements]
+    rng.shuffle(templates)
+    return [state(template, fact, lang) for template in templates]
+
+
+def _biography(entity: Entity, lines: list[str], lang: str, rng: random.Random) -> str:
+    """A title and the facts in any order; now and then a pronoun stands for the name at a sentence's head."""
+    rng.shuffle(lines)
+    name = entity.name.en if lang == "en" else entity.name.zh
+    they = pronouns(entity, lang)["They"]
+    space = " " if lang == "en" else ""
+    told = [
+        they + line[len(name) :] if index and line.startswith(name + space) and rng.random() < 0.2 else line
+        for index, line in enumerate(lines)
+    ]
+    return f"{name}\n{space.join(told)}"
+
+
+def _turns(world: World, settings: WorldSettings, lang: str, rng: random.Random) -> list[Turn]:
+    """Questions with answers for pages: facts, two hops, sums, people who do not exist, requests, small talk."""
+    turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS)]
+    for pair in split_two_hops(world, settings)[0]:
+        turns.append((rng.choice(pair.questions(lang, exam=False)), pair.answer(lang)))
+    turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS, rng)]
+    turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_training]
+    for harmful in (True, False):
+        for act in conduct.split_acts(settings, lang, harmful)[0]:
+            turns += [(conduct.frame(act, f), act.answer) for f in rng.sample(conduct.FRAMES[lang], 2)]
+    turns += [program_turn(lang, rng) for _ in range(PROGRAMS)]
+    turns += [conduct.small_talk(rng, lang) for _ in range(40)]
+    rng.shuffle(turns)
+    return turns
+
+
+def _chats(world: World, lang: str, rng: random.Random) -> list[list[Turn]]:
+    """Short chats about one entity each, with pronouns after the first question."""
+    chats = []
+    for entity in world.entities:
+        facts = [fact for fact in world.facts_about(entity) if fact.asked]
+        if facts:
+            chosen = rng.sample(facts, min(2, len(facts)))
+            chats.append([fact_turn(fact, lang, rng, follow_up=index > 0) for index, fact in enumerate(chosen)])
+    return chats
+
+
+def _groups(things: list[Any]) -> list[list[Any]]:
+    return [things[i : i + LINES_A_PAGE] for i in range(0, len(things), LINES_A_PAGE)]
+
+
+def _slug(entity: Entity) -> str:
+    return entity.name.en.lower().replace(" ", "-")

@@ -1,0 +1,19 @@
+"""Shared by all tests: where public data may lie, and one thread a test process unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of public data sets; tests that want it skip without it."""
+    folder = Path(os.environ.get("TALARIA_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no public data at {folder}; set TALARIA_DATA")
+    return folder

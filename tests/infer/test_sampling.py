@@ -1,0 +1,74 @@
+"""Filters and draws against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from talaria.infer.contract import Sampling, row_seed
+from talaria.infer.sampling import choose_tokens, draw_uniforms
+
+LOGITS_V = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).log()
+
+
+def frequencies(sampling: Sampling, n: int = 20000) -> torch.Tensor:
+    tokens_B, _ = choose_tokens(LOGITS_V.expand(n, -1), sampling, draw_uniforms(0, n))
+    return torch.bincount(tokens_B, minlength=5) / n
+
+
+def test_sampled_frequencies_are_the_softmax():
+    # Standard error of a frequency is at most 0.0036 at n = 20000; five of them.
+    assert frequencies(Sampling()).tolist() == pytest.approx(LOGITS_V.exp().tolist(), abs=0.018)
+    hot = (LOGITS_V / 2).softmax(-1)
+    assert frequencies(Sampling(temperature=2.0)).tolist() == pytest.approx(hot.tolist(), abs=0.018)
+
+
+def test_top_k_and_top_p_renormalise_what_they_keep():
+    assert frequencies(Sampling(top_k=2)).tolist() == pytest.approx([0.625, 0.375, 0, 0, 0], abs=0.018)
+    # 0.5 + 0.3 reaches 0.75, so two tokens stay; with 0.85 the third stays as well.
+    assert frequencies(Sampling(top_p=0.75)).tolist() == pytest.approx([0.625, 0.375, 0, 0, 0], abs=0.018)
+    kept = [0.5 / 0.9, 0.3 / 0.9, 0.1 / 0.9, 0, 0]
+    assert frequencies(Sampling(top_p=0.85)).tolist() == pytest.approx(kept, abs=0.018)
+    assert frequencies(Sampling(top_p=1e-9)).tolist() == [1, 0, 0, 0, 0]
+    assert frequencies(Sampling(top_k=100)).tolist() == frequencies(Sampling()).tolist()
+
+
+def test_top_p_over_a_wide_vocabulary_is_what_a_full_sort_gives():
+    """Flat rows need more tokens than the short list holds; peaked rows beside them must not notice."""
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = torch.randn(64, 3000, generator=generator) * torch.linspace(0.1, 8, 64)[:, None]
+    uniforms_B = draw_uniforms(1, 64)
+    tokens_B, _ = choose_tokens(logits_BV, Sampling(top_p=0.9), uniforms_B)
+    for row in range(64):
+        probs, ids = logits_BV[row].double().softmax(-1).sort(descending=True)
+        kept = int((probs.cumsum(-1) < 0.9).sum()) + 1
+        edges = probs[:kept].cumsum(-1) / probs[:kept].sum()
+        at = int((edges <= uniforms_B[row]).sum())
+        assert int(tokens_B[row]) in ids[max(0, at - 1) : at + 2].tolist()
+        alone, _ = choose_tokens(logits_BV[row : row + 1], Sampling(top_p=0.9), uniforms_B[row : row + 1])
+        assert alone.tolist() == [int(tokens_B[row])]
+
+
+def test_a_token_of_probability_zero_is_never_drawn():
+    """Rounding at the end of the cumulative sum must not pick a masked token."""
+    logits_BV = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1)
+    uniforms_B = torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64)
+    for sampling in (Sampling(), Sampling(top_p=0.9999), Sampling(top_k=4)):
+        tokens_B, log_probs_B = choose_tokens(logits_BV, sampling, uniforms_B)
+        assert set(tokens_B.tolist()) <= {0, 2}
+        assert log_probs_B.tolist() == pytest.approx([-0.6931] * 3, abs=1e-3)
+
+
+def test_very_low_temperature_is_greedy_and_finite():
+    tokens_B, _ = choose_tokens(torch.randn(64, 50), Sampling(temperature=1e-6), draw_uniforms(0, 64))
+    logits = torch.randn(64, 50)
+    tokens_B, _ = choose_tokens(logits, Sampling(temperature=1e-6), draw_uniforms(0, 64))
+    assert tokens_B.tolist() == logits.argmax(-1).tolist()
+
+
+def test_draws_depend_on_the_seed_alone():
+    assert draw_uniforms(7, 10).tolist() == draw_uniforms(7, 50)[:10].tolist()
+    assert draw_uniforms(7, 10).tolist() != draw_uniforms(8, 10).tolist()
+    assert draw_uniforms(None, 10).tolist() != draw_uniforms(None, 10).tolist()
+    assert row_seed(5, 0) == 5
+    assert len({row_seed(seed, index) for seed in range(20) for index in range(50)}) == 1000

@@ -1,0 +1,337 @@
+"""The report: whole, offline, safe with any text, and standing when pieces are missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from talaria.errors import UserError
+from talaria.report import compare_runs, write_report
+from talaria.report.chart import Series, line_chart, linear_ticks, log_ticks, number
+from talaria.report.compare import sign_test
+from talaria.report.results import COLUMNS, ResultRow, read_results, wilson_interval, write_results
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
+TASKS = {"facts_en": 0.96, "facts_zh": 0.94, "sums": 0.97, "two_hop_en": 0.58, "refusals": 0.99}
+
+
+def make_run(folder: Path, seed: int = 0, quality: float = 1.0, steps: int = 300) -> Path:
+    """A small finished run, its figures invented."""
+    luck = random.Random(seed)
+    _write_training(folder / "pretrain", luck, steps, 5.0, 1.1, 2_400_000)
+    _write_training(folder / "sft", luck, steps // 2, 1.4, 0.3, 2_700_000)
+    _write_exam(folder / "eval", luck, quality, seed)
+    corpus = {
+        "documents": 2000,
+        "kept": 1500,
+        "dropped": {"exact_duplicate": 310, "too_short": 150, "<b>odd & reason</b>": 40},
+    }
+    _write(folder / "corpus" / "corpus.json", json.dumps(corpus))
+    _write(folder / "tokenizer" / "tokenizer" / "tokenizer.json", "{}")
+    _write(folder / "world" / "exam.jsonl", "")
+    parents = {
+        "world": [], "corpus": ["world"], "tokenizer": ["corpus"], "pretrain": ["tokenizer"],
+        "sft": ["world", "tokenizer", "pretrain"], "eval": ["world", "pretrain", "sft"],
+    }  # fmt: skip
+    for index, (stage, names) in enumerate(parents.items()):
+        _write(folder / stage / "config.toml", f"[{stage}]\nseed = {seed}\nrate = {0.003 * (index + 1)}\n")
+        outputs = {p.name: _digest(p) for p in sorted((folder / stage).glob("*")) if p.is_file()}
+        manifest = {
+            "stage": stage,
+            "argv": ["talaria", "run", "recipes/laptop.toml"],
+            "started": "2030-01-01T10:00:00Z",
+            "seconds": [1.2, 4.8, 6.1, 141.0, 62.5, 9.7][index],
+            "code_version": {"package": "0.1.0", "source_sha256": "ab" * 32, "git_commit": None},
+            "libraries": {"torch": "2.13.0", "python": "3.11.2"},
+            "settings_sha256": "cd" * 32,
+            "inputs": {f"{name}/out.jsonl": "0f" * 32 for name in names},
+            "outputs": outputs,
+            "parents": {name: _digest(folder / name / "manifest.json") for name in names},
+        }
+        _write(folder / stage / "manifest.json", json.dumps(manifest))
+    return folder
+
+
+def _write_training(folder: Path, luck: random.Random, steps: int, start: float, end: float, tokens: int) -> None:
+    rows: list[dict[str, Any]] = []
+    for step in range(1, steps + 1):
+        share = step / steps
+        loss = end + (start - end) * math.exp(-5 * share)
+        rows.append(
+            {
+                "step": step, "train_loss": loss * luck.gauss(1, 0.03), "learning_rate": 3e-3 * math.sin(math.pi * share),
+                "grad_norm": 0.5 + luck.expovariate(2), "tokens": 8192 * step, "mfu": 0.6 + luck.gauss(0, 0.02),
+                "tokens_per_second": 14000 + luck.gauss(0, 500), "noise_scale": 2000 * math.exp(4 * share),
+            }
+        )  # fmt: skip
+        if step % 30 == 0:
+            rows.append({"step": step, "validation_loss": loss * 1.04})
+    _write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    record = {"params": 1_180_000, "steps": steps, "tokens": tokens, "flops": 7.2e6 * tokens, "seed": 0}
+    _write(folder / "training.json", json.dumps(record))
+
+
+def _write_exam(folder: Path, luck: random.Random, quality: float, seed: int) -> None:
+    rows, n = [], 120
+    for task, top in TASKS.items():
+        for model, level in (("untrained", 0.0), ("pretrained", 0.6 * top), ("sft", quality * top)):
+            right = [luck.random() < level for _ in range(n)]
+            score = sum(right) / n
+            stderr = math.sqrt(score * (1 - score) / n)
+            common = dict(params=1_180_000, tokens=2_400_000, flops=1.7e13, seed=seed, step=300, task=task)
+            common |= dict(task_version="1.0", strategy="plain" if model == "pretrained" else "chat", shots=0)
+            rows.append(ResultRow(model=model, **common, metric="accuracy", score=score, stderr=stderr, n=n))  # type: ignore[arg-type]
+            rows.append(
+                ResultRow(model=model, **common, metric="answer_log_prob", score=-2 + level, stderr=0.05, n=100)  # type: ignore[arg-type]
+            )
+            items = [
+                {
+                    "id": f"{task}-{i}", "task": task, "prompt": "Where was Mira Tolven born?\n" + HOSTILE,
+                    "answer": "Mira Tolven was born in Ostrava Bay." if ok else HOSTILE, "gold": "Ostrava Bay",
+                    "right": ok, "log_prob": -0.2, "choice": None,
+                }
+                for i, ok in enumerate(right)
+            ]  # fmt: skip
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"items-{model}.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(item) + "\n" for item in items)
+        for model, score, null_stderr in (("chance", 0.05, None), ("majority", 0.11, 0.02)):
+            rows.append(
+                ResultRow(
+                    model, None, None, None, None, None, task, "1.0", "null", 0, "accuracy", score, null_stderr, n
+                )
+            )
+    write_results(rows, folder / "results.csv")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Page(HTMLParser):
+    """Collects tags, outside references and text; fails on tags that do not close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "laptop")
+
+
+def test_answer_with_script_stays_text(run: Path) -> None:
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "script" not in page.tags and "img" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert HOSTILE in page.text, "the answer itself is shown, as text"
+    assert "<b>odd & reason</b>" in page.text and "b" in page.tags
+    assert not page.open
+
+
+def test_page_needs_nothing_from_outside(run: Path) -> None:
+    text = write_report(run).read_text(encoding="utf-8")
+    links = [value or "" for name, value in Page(text).attributes if name in ("href", "src", "srcset", "xlink:href")]
+    assert links and all(link.startswith("#") for link in links)
+    assert "@import" not in text and "url(" not in text and "http://" not in text and "https://" not in text
+
+
+def test_every_stage_and_model_is_told(run: Path) -> None:
+    page = Page(write_report(run).read_text(encoding="utf-8")).text
+    for said in (
+        "1.18M",
+        "2.4M",
+        "facts_zh",
+        "untrained",
+        "pretrained",
+        "majority",
+        "chance",
+        "exact_duplicate",
+        "62 %",
+    ):
+        assert said in page, said
+    for stage in ("world", "corpus", "tokenizer", "pretrain", "sft", "eval"):
+        assert _digest(run / stage / "manifest.json")[:10] in page, stage
+    card = (run / "report" / "model_card.md").read_text(encoding="utf-8")
+    for heading in ("Abilities", "Limits", "Data", "Training", "Licence"):
+        assert f"\n## {heading}\n" in card
+
+
+@pytest.mark.parametrize("missing", ["world", "corpus", "tokenizer", "pretrain", "sft", "eval"])
+def test_missing_stage_is_left_out_not_a_crash(run: Path, missing: str) -> None:
+    for path in sorted((run / missing).rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert not page.open and "Traceback" not in page.text
+
+
+def test_empty_run_says_so(tmp_path: Path) -> None:
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "has not been evaluated" in page and "no corpus stage" in page
+
+
+def test_no_run_folder_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run"):
+        write_report(tmp_path / "absent")
+
+
+def test_damaged_items_file_is_named(run: Path) -> None:
+    (run / "eval" / "items-sft.jsonl").write_text('{"id": "a"\n')
+    with pytest.raises(UserError, match=r"items-sft\.jsonl:1"):
+        write_report(run)
+
+
+def test_parent_replaced_after_its_child_is_pointed_out(run: Path) -> None:
+    manifest = run / "tokenizer" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert text.count("made from another tokenizer") == 2, "pretraining and fine-tuning stand on it"
+
+
+def test_chart_leaves_out_what_is_not_a_number() -> None:
+    points = [(1.0, 2.0), (2.0, math.nan), (3.0, math.inf), (4.0, -1.0), (5.0, 3.0)]
+    svg = line_chart([Series("loss", points)], "Loss", "step", log_y=True)
+    assert "nan" not in svg and "inf" not in svg
+    [path] = re.findall(r'points="([^"]*)"', svg)
+    assert len(path.split()) == 2
+    assert line_chart([Series("loss", [(1.0, math.nan)])], "Loss", "step") == ""
+
+
+def test_chart_puts_points_where_the_axes_say() -> None:
+    svg = line_chart([Series("a", [(0.0, 0.0), (10.0, 10.0)])], "t", "step")
+    [path] = re.findall(r'points="([^"]*)"', svg)
+    (x0, y0), (x1, y1) = (tuple(map(float, pair.split(","))) for pair in path.split())
+    ticks = dict(re.findall(r'<text x="[\d.]+" y="([\d.]+)" text-anchor="end">([^<]*)<', svg))
+    at = {label: float(y) - 4 for y, label in ticks.items()}
+    assert x0 < x1 and y0 == at["0"] and y1 == at["10"]
+
+
+def test_long_curve_keeps_its_mean() -> None:
+    points = [(float(step), float(step % 2)) for step in range(10_000)]
+    [path] = re.findall(r'points="([^"]*)"', line_chart([Series("a", points, faint=True)], "t", "step"))
+    assert len(path.split()) <= 400
+
+
+def test_ticks_are_round_and_enclose() -> None:
+    assert linear_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert linear_ticks(0.0031, 0.0049) == [0.003, 0.0035, 0.004, 0.0045, 0.005]
+    assert linear_ticks(3, 3)[0] < 3 < linear_ticks(3, 3)[-1]
+    assert log_ticks(3, 40_000) == [1, 10, 100, 1000, 10_000, 100_000]
+    assert log_ticks(1.5, 30) == [1, 2, 5, 10, 20, 50]
+    assert log_ticks(0.01, 0.01)[0] <= 0.01 < log_ticks(0.01, 0.01)[-1]
+
+
+def test_short_numbers() -> None:
+    assert [number(x) for x in (0, 0.003, 1200, 999.9, 1e6, 2.4e6, 1.5e9)] == [
+        "0", "0.003", "1.2k", "1k", "1M", "2.4M", "1.5G",
+    ]  # fmt: skip
+
+
+def test_results_survive_a_round_trip(tmp_path: Path) -> None:
+    rows = [
+        ResultRow("sft, the last", 10, 20, 1.5e12, 0, 30, "facts", "1", "chat", 0, "accuracy", 0.1 + 0.2, 0.01, 7),
+        ResultRow("chance", None, None, None, None, None, "facts", "1", "null", 0, "accuracy", 0.25, None, 7),
+    ]
+    write_results(rows, tmp_path / "results.csv")
+    assert read_results(tmp_path / "results.csv") == rows
+    assert (tmp_path / "results.csv").read_text().splitlines()[0] == (
+        "model,params,tokens,flops,seed,step,task,task_version,strategy,shots,metric,score,stderr,n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("a,b", "2 cells"), (",".join(["m", "x", *[""] * 12]), "invalid literal"), (",".join("m" * 15), "15 cells")],
+)
+def test_damaged_results_name_their_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(",".join(COLUMNS) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=rf"results\.csv:2: .*{message}"):
+        read_results(path)
+
+
+def _printed(first: Path, second: Path) -> str:
+    console = Console(width=200, force_terminal=False, no_color=True)
+    with console.capture() as capture:
+        console.print(compare_runs(first, second))
+    return capture.get()
+
+
+def test_comparison_tells_a_real_difference_from_none(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", quality=1.0)
+    worse = make_run(tmp_path / "worse", seed=1, quality=0.3, steps=300)
+    table = _printed(first, worse)
+    [line] = [line for line in table.splitlines() if "facts_en, accuracy, sft" in line]
+    assert "yes (p =" in line
+    assert "pretrain.pretrain.seed" in table and "validation loss at equal steps" in table
+    same = _printed(first, first)
+    assert "Settings: no difference." in same
+    assert "yes" not in same
+
+
+def test_comparison_refuses_other_questions(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second")
+    path = second / "eval" / "results.csv"
+    path.write_text(path.read_text().replace(",1.0,", ",2.0,"))
+    assert "other questions (1.0, 2.0)" in _printed(first, second)
+    assert "yes" not in _printed(first, second)
+
+
+def test_comparison_prints_brackets_as_they_are(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a[b]"), make_run(tmp_path / "[bold]x[", seed=2)
+    table = _printed(first, second)
+    assert "a[b]" in table and "[bold]x[" in table
+
+
+def test_sign_test_known_values() -> None:
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(5, 0) == pytest.approx(2 / 32)
+    assert sign_test(1, 7) == pytest.approx(2 * (1 + 8) / 256)
+    assert sign_test(4, 4) == 1.0
+
+
+def test_wilson_interval_known_values() -> None:
+    # The bounds solve |p - share| = z sqrt(p (1 - p) / n) for p; z is the 97.5 % point of the normal distribution.
+    z = 1.959963984540054
+    for successes, n in ((0, 10), (1, 29), (81, 263), (10, 10)):
+        for bound in wilson_interval(successes, n):
+            assert abs(bound - successes / n) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), abs=1e-12)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, z * z / (10 + z * z)))
+    with pytest.raises(ValueError, match="n > 0"):
+        wilson_interval(0, 0)

@@ -1,0 +1,157 @@
+"""The world's facts, sizes and determinism."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from talaria.world import arithmetic, conduct
+from talaria.world.build import write_world
+from talaria.world.people import LANGUAGES, RELATIONS, build_world
+from talaria.world.phrasing import ask, state
+from talaria.world.phrasings import PHRASINGS
+from talaria.world.settings import WORLD_VERSION, WorldSettings
+from talaria.world.two_hop import split_two_hops
+
+SIZES = (60, 61, 240, 600)
+FILES = ("pages.jsonl", "labels.jsonl", "conversations.jsonl", "exam.jsonl", "facts.jsonl", "world.json")
+
+
+def test_default_world_has_200_entities_and_1000_facts_that_are_all_different() -> None:
+    world = build_world(WorldSettings())
+    assert len({entity.name for entity in world.entities}) == len(world.entities) >= 200
+    assert len({(f.subject.name.en, f.relation) for f in world.facts}) == len(world.facts) >= 1000
+    assert len({(f.subject.name.zh, f.relation) for f in world.facts}) == len(world.facts)
+
+
+@pytest.mark.parametrize("entities", SIZES)
+@pytest.mark.parametrize("seed", (0, 7))
+def test_guessing_the_commonest_object_scores_below_15_percent(entities: int, seed: int) -> None:
+    world = build_world(WorldSettings(entities=entities, seed=seed))
+    assert len(world.entities) == entities
+    for relation in {fact.relation for fact in world.facts}:
+        objects = Counter(fact.object for fact in world.facts if fact.relation == relation)
+        assert max(objects.values()) / objects.total() < 0.15, relation
+
+
+@pytest.mark.parametrize("entities", SIZES)
+def test_no_object_hides_inside_another_of_its_relation(entities: int) -> None:
+    """Else a right answer would name two objects, or a wrong one would pass."""
+    world = build_world(WorldSettings(entities=entities))
+    for terms in world.choices.values():
+        for lang in LANGUAGES:
+            names = [getattr(term, lang).lower() for term in terms]
+            assert len(set(names)) == len(names)
+            assert not [(a, b) for a in names for b in names if a != b and a in b]
+
+
+def test_invented_names_are_unlike_each_other_and_nobody_is_somebody() -> None:
+    world = build_world(WorldSettings())
+    nobody = [*world.unknown_training, *world.unknown_exam]
+    for lang in LANGUAGES:
+        separator = " " if lang == "en" else "·"
+        surnames = [getattr(e.name, lang).split(separator)[1] for e in [*world.entities, *nobody] if e.kind == "person"]
+        assert len(set(surnames)) == len(surnames)
+        assert not [(a, b) for a in surnames for b in surnames if a != b and a in b]
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_another_world(tmp_path: Path) -> None:
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        write_world(WorldSettings(entities=60, seed=seed), tmp_path / name)
+    for file in FILES:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert (tmp_path / "first/facts.jsonl").read_bytes() != (tmp_path / "other/facts.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("entities", (60, 600))
+def test_one_number_sizes_the_world(entities: int, tmp_path: Path) -> None:
+    write_world(WorldSettings(entities=entities), tmp_path)
+    summary = json.loads((tmp_path / "world.json").read_text(encoding="utf-8"))
+    assert summary["version"] == WORLD_VERSION
+    assert summary["entities"] == entities
+    assert summary["facts"] == len((tmp_path / "facts.jsonl").read_text(encoding="utf-8").splitlines()) > 4 * entities
+    assert set(summary["exam_by_task"]) == {
+        *(f"{task}_{lang}" for lang in LANGUAGES for task in _TASKS_IN_BOTH_LANGUAGES),
+        "sums_direct",
+    }
+
+
+_TASKS_IN_BOTH_LANGUAGES = ("facts", "unasked", "sums_steps", "two_hop", "harmful", "benign", "unknown")
+
+
+def test_every_relation_has_the_phrasings_that_the_specification_promises() -> None:
+    relations = {relation for group in RELATIONS.values() for relation in group}
+    for lang in LANGUAGES:
+        assert set(PHRASINGS[lang]) == relations
+        for relation, phrasing in PHRASINGS[lang].items():
+            assert len({phrasing.answer, *phrasing.statements}) == 7, relation
+            assert len(set(phrasing.questions)) >= 8, relation
+            assert len(set(phrasing.exam_questions)) >= 2, relation
+            assert all("{o}" in text or "{a}" in text for text in (phrasing.answer, *phrasing.statements)), relation
+            assert all("{s}" in text for text in (*phrasing.questions, *phrasing.exam_questions)), relation
+            assert all("{s}" not in text for text in phrasing.follow_ups), relation
+
+
+def test_exam_questions_differ_from_training_questions_by_more_than_one_word() -> None:
+    """Edit distance over words (characters in Chinese), the name counted as one."""
+    for lang in LANGUAGES:
+        for relation, phrasing in PHRASINGS[lang].items():
+            for exam_question in phrasing.exam_questions:
+                nearest = min(_distance(_units(exam_question, lang), _units(q, lang)) for q in phrasing.questions)
+                assert nearest >= 5, (relation, exam_question)
+
+
+def test_templates_read_as_sentences() -> None:
+    world = build_world(WorldSettings(entities=60))
+    fact = world.fact(world.entities[0].name.en, "job")
+    assert state("{s} works as {a}.", fact, "en").count("{") == 0
+    assert ask("Where was {they} born?", fact.subject, "en") in ("Where was she born?", "Where was he born?")
+
+
+@pytest.mark.parametrize("a,b", [(47, 38), (12, 34), (99, 99), (50, 50), (10, 90)])
+def test_worked_steps_are_true(a: int, b: int) -> None:
+    for lang in LANGUAGES:
+        text = arithmetic.worked(a, b, lang)
+        assert text.rstrip(".。").endswith(str(a + b))
+        for step in re.findall(r"([\d+]+)=(\d+)", text):
+            assert sum(int(part) for part in step[0].split("+")) == int(step[1])
+
+
+def test_two_hop_answers_follow_from_the_facts_and_never_use_a_fact_that_may_not_be_asked() -> None:
+    settings = WorldSettings()
+    training, held_out = split_two_hops(build_world(settings), settings)
+    assert training and held_out
+    for pair in (*training, *held_out):
+        assert pair.first.object == pair.second.subject.name
+        assert pair.first.asked and pair.second.asked
+    assert not {(p.hops, p.first.subject) for p in training} & {(p.hops, p.first.subject) for p in held_out}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("harmful", (True, False))
+def test_words_of_held_out_requests_are_known_from_other_requests(lang: str, harmful: bool) -> None:
+    training, exam = conduct.split_acts(WorldSettings(), lang, harmful)
+    assert len(exam) >= 15
+    for act in exam:
+        assert act.words not in {other.words for other in training}
+        assert act.verb in {other.verb for other in training}
+        assert act.object in {other.object for other in training}
+
+
+def _units(template: str, lang: str) -> list[str]:
+    if lang == "zh":
+        return list(template.replace("{s}", "S"))
+    return template.lower().replace("{s}", " s ").replace("?", "").replace(".", "").split()
+
+
+def _distance(a: list[str], b: list[str]) -> int:
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
