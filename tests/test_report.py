@@ -31,9 +31,12 @@ def make_run(folder: Path, seed: int = 0, quality: float = 1.0, steps: int = 300
     _write_training(folder / "sft", luck, steps // 2, 1.4, 0.3, 2_700_000)
     _write_exam(folder / "eval", luck, quality, seed)
     corpus = {
-        "documents": 2000,
-        "kept": 1500,
-        "dropped": {"exact_duplicate": 310, "too_short": 150, "<b>odd & reason</b>": 40},
+        "documents": 1500,
+        "characters": 3_100_000,
+        "bytes": 4_800_000,
+        "dropped": {"too short": 150, "exact duplicate": 310, "<b>odd & reason</b>": 40},
+        "sources": {"pages.jsonl": {"documents": 2000, "kept": 1500}},
+        "changes": {"boilerplate lines removed": 5210},
     }
     _write(folder / "corpus" / "corpus.json", json.dumps(corpus))
     _write(folder / "tokenizer" / "tokenizer" / "tokenizer.json", "{}")
@@ -68,7 +71,8 @@ def _write_training(folder: Path, luck: random.Random, steps: int, start: float,
         loss = end + (start - end) * math.exp(-5 * share)
         rows.append(
             {
-                "step": step, "train_loss": loss * luck.gauss(1, 0.03), "learning_rate": 3e-3 * math.sin(math.pi * share),
+                "step": step, "train_loss": loss * luck.gauss(1, 0.03),
+                "learning_rate": 3e-3 * math.sin(math.pi * share),
                 "grad_norm": 0.5 + luck.expovariate(2), "tokens": 8192 * step, "mfu": 0.6 + luck.gauss(0, 0.02),
                 "tokens_per_second": 14000 + luck.gauss(0, 500), "noise_scale": 2000 * math.exp(4 * share),
             }
@@ -87,12 +91,10 @@ def _write_exam(folder: Path, luck: random.Random, quality: float, seed: int) ->
             right = [luck.random() < level for _ in range(n)]
             score = sum(right) / n
             stderr = math.sqrt(score * (1 - score) / n)
-            common = dict(params=1_180_000, tokens=2_400_000, flops=1.7e13, seed=seed, step=300, task=task)
-            common |= dict(task_version="1.0", strategy="plain" if model == "pretrained" else "chat", shots=0)
-            rows.append(ResultRow(model=model, **common, metric="accuracy", score=score, stderr=stderr, n=n))  # type: ignore[arg-type]
-            rows.append(
-                ResultRow(model=model, **common, metric="answer_log_prob", score=-2 + level, stderr=0.05, n=100)  # type: ignore[arg-type]
-            )
+            made = (model, 1_180_000, 2_400_000, 1.7e13, seed, 300, task, "1.0")
+            asked = ("plain" if model == "pretrained" else "chat", 0)
+            rows.append(ResultRow(*made, *asked, "accuracy", score, stderr, n))
+            rows.append(ResultRow(*made, *asked, "answer_log_prob", level - 2, 0.05, 100))
             items = [
                 {
                     "id": f"{task}-{i}", "task": task, "prompt": "Where was Mira Tolven born?\n" + HOSTILE,
@@ -182,8 +184,8 @@ def test_every_stage_and_model_is_told(run: Path) -> None:
         "pretrained",
         "majority",
         "chance",
-        "exact_duplicate",
-        "62 %",
+        "310",
+        "15.5 %",
     ):
         assert said in page, said
     for stage in ("world", "corpus", "tokenizer", "pretrain", "sft", "eval"):

@@ -143,11 +143,12 @@ def serve(
     path: Annotated[Path, typer.Argument(help="A run, a checkpoint, a Hugging Face folder or a .gguf file.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    keys: Annotated[Path, typer.Option(help="File with the hashes of keys.")] = Path("talaria-keys.json"),
 ) -> None:
     """Serve a model over an OpenAI-compatible API; asks for a key, listens on localhost."""
     from talaria.pipeline import serve as start_server
 
-    start_server(path, host, port)
+    start_server(path, host, port, keys)
 
 
 def _run_until(stage: str, recipe: Path, overrides: list[str] | None, force: bool) -> None:

@@ -3,6 +3,7 @@ that printing a recipe needs no torch."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from talaria.errors import UsageError, UserError
 from talaria.eval.settings import EvalSettings
 from talaria.feedback.settings import ConversationSettings
 from talaria.model.settings import ModelSettings
-from talaria.run import Stage, is_finished, lock, run_stage, verify
+from talaria.run import Stage, atomic_write, is_finished, lock, run_stage, verify
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import PretrainSettings, SftSettings
 from talaria.world.settings import WorldSettings
@@ -223,7 +224,7 @@ def _eval(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
 
         models = [Candidate(name, at / name / "model", "plain" if name == "pretrain" else "chat") for name in trained]
         if recipe.world is None:
-            evaluate_validation(models, at / "tokenizer" / "shards", folder, settings.seed)
+            evaluate_validation(settings.eval, models, at / "tokenizer" / "shards", folder, settings.seed)
             return
         with tempfile.TemporaryDirectory() as scratch:
             if recipe.pretrain is not None:
@@ -235,7 +236,7 @@ def _eval(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
                 settings.eval, models, at / "world" / "exam.jsonl", folder, load_engine=load, seed=settings.seed
             )
 
-    return Stage("eval", settings, inputs, tuple({*trained, "world" if recipe.world else "tokenizer"}), work)
+    return Stage("eval", settings, inputs, (*trained, "world" if recipe.world else "tokenizer"), work)
 
 
 # --------------------------------------------------------------------------------------- commands
@@ -266,6 +267,65 @@ def _told(folder: Path) -> str:
     from talaria.run import MANIFEST, read_json
 
     return f"done in {read_json(folder / MANIFEST)['seconds']:,.1f} s"
+
+
+def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
+    """Write a recipe for the texts below `folder`, sized so that a whole run takes about `minutes` here."""
+    from talaria.train.sizing import plan_own_text
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give a folder that holds your text files")
+    output = output or Path(f"{folder.resolve().name}.toml")
+    if output.exists():
+        raise UserError(f"{output}: exists already; name another with --output, or delete it")
+    console.print(f"looking at {folder} and timing this machine ...")
+    plan = plan_own_text(folder, minutes)
+    paths = json.dumps(str(folder.resolve()), ensure_ascii=False)
+    atomic_write(
+        output,
+        f"""\
+# Made by `talaria init {folder}`.
+# {plan.params:,} parameters, {plan.tokens:,} training tokens ({plan.epochs:.1f} epochs).
+# Predicted on this machine: {plan.seconds / 60:.1f} minutes.
+
+[corpus]
+paths = [{paths}]
+
+[tokenizer]
+vocab_size = {plan.vocab_size}
+
+[model]
+depth = {plan.depth}
+context = {plan.context}
+
+[pretrain]
+tokens = {plan.tokens}
+batch_tokens = {plan.batch_tokens}
+validate_every_steps = 100
+
+# Conversations made from your own text teach the model to take turns: it continues what you begin.
+[conversations]
+continuations = {plan.continuations}
+
+[sft]
+epochs = 1
+batch_tokens = {plan.batch_tokens}
+replay_share = 0.25
+optimizer = {{ learning_rate = 5e-4, weight_decay = 0.0 }}
+
+[eval]
+""",
+    )
+    console.print(f"{output}: {plan.params:,} parameters, predicted {plan.seconds / 60:.1f} minutes")
+    console.print(f"next: talaria run {output}")
+
+
+def print_doctor(path: Path | None, overrides: list[str]) -> None:
+    """Print what this machine is, and what it can train: of a recipe, or a table over depths."""
+    from talaria.train.doctor import examine
+
+    recipe = read_recipe(path, overrides) if path is not None else None
+    Console().print(examine(recipe.model, recipe.pretrain, recipe.tokenizer) if recipe else examine())
 
 
 def print_recipe(path: Path, overrides: list[str]) -> None:
@@ -310,3 +370,16 @@ def chat(path: Path, system: str | None, temperature: float, top_p: float, max_t
     from talaria.infer.terminal import run_terminal_chat
 
     run_terminal_chat(load(path), system=system, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+
+
+def serve(path: Path, host: str, port: int, keys: Path) -> None:
+    """Serve a model; where there is no key file yet, make one with a first key and show that key once."""
+    from talaria.infer.load import load
+    from talaria.serve.app import serve as start_server
+    from talaria.serve.keys import load_key_hashes, make_key
+    from talaria.serve.settings import ServeSettings
+
+    engine = load(path)
+    if not keys.exists():
+        console.print(f"your key, shown only now (its hash is kept in {keys}): [bold]{make_key(keys, 'first')}[/bold]")
+    start_server(engine, path.resolve().name, load_key_hashes(keys), ServeSettings(host=host, port=port))

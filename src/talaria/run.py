@@ -191,7 +191,7 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     """
     folder, partial = run_folder / stage.name, run_folder / f"{stage.name}.partial"
     _recover(run_folder, stage.name)
-    key = {
+    key: dict[str, Any] = {
         "settings_sha256": hashlib.sha256(to_toml(stage.settings).encode()).hexdigest(),
         "inputs": {name: _checked_hash(run_folder, stage, path) for name, path in sorted(stage.inputs.items())},
     }

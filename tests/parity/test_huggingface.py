@@ -102,7 +102,7 @@ def test_logits_and_gradients_are_transformers(case: str, tmp_path: Path) -> Non
 
 
 def test_fp64_leaves_no_difference_of_formula(tmp_path: Path) -> None:
-    """What is left in fp32 is rounding. (GPT-2 alone: transformers keeps LLaMA's norms in fp32 whatever the weights.)"""
+    """What is left in fp32 is rounding. (GPT-2 alone: transformers keeps LLaMA's norms in fp32.)"""
     theirs, tokens = reference("gpt2").double(), draw_tokens()
     theirs.save_pretrained(tmp_path)
     shape = huggingface.shape_from_config(theirs.config.to_dict(), tmp_path)

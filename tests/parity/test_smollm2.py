@@ -52,7 +52,7 @@ def theirs() -> tuple[Any, Any]:
 
 
 STORY = (
-    "The harbour woke slowly. Nets were mended, kettles sang, and the ferry's bell rang twice before anybody looked up. "
+    "The harbour woke slowly. Nets were mended, kettles sang, and the ferry's bell rang twice before anyone looked up. "
     "Ines had counted 17 boats at dawn; by noon there were only 9, and none of the captains would say why. "
 )
 CHINESE = "清晨的港口慢慢醒来。渔网补好了，水壶唱起歌，渡船的钟响了两次，才有人抬起头来。伊内斯在黎明数了十七条船。"
@@ -84,7 +84,7 @@ TEXTS = [
 def prompts(tokenizer: Tokenizer) -> list[list[int]]:
     """20 prompts of 5 to 500 tokens."""
     kinds = (STORY, CHINESE, CODE, EMOJI)
-    lengths = [5, 6, 8, 11, 15, 20, 27, 36, 48, 64, 80, 100, 130, 160, 200, 250, 300, 370, 440, 500]
+    lengths = [5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 64, 100, 160, 500]
     return [tokenizer.encode(kinds[n % 4] * 20)[:length] for n, length in enumerate(lengths)]
 
 
@@ -99,12 +99,7 @@ def test_logits_are_transformers_on_20_prompts(ours: Any, theirs: Any) -> None:
 
 def test_greedy_continuations_are_the_same(ours: Any, theirs: Any) -> None:
     """64 tokens. Ours are checked by one pass over theirs: each token must be our argmax after those before it."""
-    questions = [
-        "What is the capital of France?",
-        "Write one sentence about rain.",
-        "用一句话介绍北京。",
-        "Sum 12 and 30.",
-    ]
+    questions = ["What is the capital of France?", "用一句话介绍北京。", "Add 12 and 30 in Python."]
     for question in questions:
         ids = encode_chat(ours[1], [{"role": "user", "content": question}], add_generation_prompt=True).ids
         output = theirs[0].generate(

@@ -43,7 +43,7 @@ def test_both_forms_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
         (lines({"messages": TALK}, {"messages": []}), r"c\.jsonl:2: messages: a conversation is a non-empty list"),
         (lines({"messages": [*TALK, {"role": "tool", "content": ""}]}), r"c\.jsonl:1: messages\[2\]: role 'tool'"),
         (lines({"text": "x"}), r"c\.jsonl:1: no conversation"),
-        (lines(ALPACA) + b'{"instruction": "\xff"}\n', r"c\.jsonl: not UTF-8 at byte 68 \(0xff\)"),
+        (lines(ALPACA) + b'{"instruction": "\xff"}\n', rf"not UTF-8 at byte {len(lines(ALPACA)) + 17} \(0xff\)"),
         (b"\n", r"c\.jsonl: holds no conversation"),
     ],
 )

@@ -1,6 +1,8 @@
-"""Menus and notices: lines at the head or foot of a document that recur in a large share of all documents.
+"""Menus and notices: lines that recur in many documents, and only at their heads and feet.
 
-Two passes: `LineCounts.add` every document, then `strip` each. Memory does not grow with the corpus.
+That a line recurs is not enough: set phrases, answers and refrains recur too, but they stand inside texts as well.
+Very short documents, which have no inside, are no evidence. Two passes: `LineCounts.add` every document, then `strip`
+each. Memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -10,54 +12,58 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 _SLOTS = 1 << 20
-_EDGE = 30  # lines from each end that are looked at
-_CODE_CHARACTERS = re.compile(r"[{}()\[\];=<>_\\#$&*+/|^~`]")
+_EDGE = 3  # lines at each end of a document, or a fifth of its lines, that count as its head and foot
+_INSIDE = 0.05  # a notice stands elsewhere in no larger share of its documents
+_CODE_CHARACTERS = re.compile(r"[{}()\[\];=<>_\\&$]")  # not those of menus and Markdown: | * # -
 _CODE_SHARE = 0.06  # prose stays below 0.02, programs above 0.08
 
 
 class LineCounts:
-    """In how many documents each edge line occurs, as a count-min sketch (Cormode and Muthukrishnan 2005).
+    """In how many documents each line occurs, and in how many of them inside, as count-min sketches.
 
-    A count may be too high by the documents that share both its slots: about lines / 2**20 for each of them, far
-    below the threshold, which grows with the number of documents too.
+    (Cormode and Muthukrishnan 2005.) A count may be too high by what shares both its slots: about lines / 2**20 for
+    each of them, far below the threshold, which grows with the number of documents too.
     """
 
     def __init__(self, share: float, least_documents: int) -> None:
-        self._counts = np.zeros((2, _SLOTS), dtype=np.uint32)
+        self._documents = np.zeros((2, _SLOTS), dtype=np.uint32)
+        self._inside = np.zeros((2, _SLOTS), dtype=np.uint32)
         self._share, self._least = share, least_documents
         self.n_documents = 0
 
     def add(self, text: str) -> None:
-        """Count the document's edge lines, each once."""
+        """Count the document's lines, each once, if it has an inside."""
+        lines = [line for line in text.split("\n") if line.strip()]
+        edge = max(_EDGE, len(lines) // 5)
+        if len(lines) <= 2 * edge:
+            return
         self.n_documents += 1
-        lines = text.split("\n")
-        edges = {line for line in (*lines[:_EDGE], *lines[-_EDGE:]) if line.strip()}
-        if edges:
-            slots = np.array([_slots(line) for line in edges])
-            self._counts[0, np.unique(slots[:, 0])] += 1
-            self._counts[1, np.unique(slots[:, 1])] += 1
+        _count(self._documents, set(lines))
+        _count(self._inside, set(lines[edge : len(lines) - edge]))
 
     def strip(self, text: str) -> tuple[str, int]:
-        """`text` without the frequent lines at its head and foot, and how many they were. Code stays as it is."""
+        """`text` without the notices at its head and foot, and how many lines they were. Code stays as it is."""
         if is_code(text):
             return text, 0
         lines = text.split("\n")
-        head = _run_of(self._frequent(line) for line in lines[:_EDGE])
-        foot = _run_of(self._frequent(line) for line in reversed(lines[head:][-_EDGE:]))
+        head = _run_of(self._is_notice(line) for line in lines)
+        foot = _run_of(self._is_notice(line) for line in reversed(lines[head:]))
         removed = [line for line in (*lines[:head], *lines[len(lines) - foot :]) if line.strip()]
         if not removed:
             return text, 0
         return "\n".join(lines[head : len(lines) - foot]).strip("\n"), len(removed)
 
-    def _frequent(self, line: str) -> bool | None:
+    def _is_notice(self, line: str) -> bool | None:
         """None for a blank line, which goes with its neighbours."""
         if not line.strip():
             return None
-        first, second = _slots(line)
-        count = min(int(self._counts[0, first]), int(self._counts[1, second]))
-        return count >= max(self._least, self._share * self.n_documents)
+        slots = _slots(line)
+        documents = min(int(row[slot]) for row, slot in zip(self._documents, slots, strict=True))
+        inside = min(int(row[slot]) for row, slot in zip(self._inside, slots, strict=True))
+        return documents >= max(self._least, self._share * self.n_documents) and inside <= _INSIDE * documents
 
 
 def is_code(text: str) -> bool:
@@ -75,6 +81,12 @@ def _run_of(flags: Iterator[bool | None]) -> int:
         if flag:
             end = place
     return end
+
+
+def _count(sketch: npt.NDArray[np.uint32], lines: set[str]) -> None:
+    if lines:
+        for row, slots in zip(sketch, np.array([_slots(line) for line in lines]).T, strict=True):
+            row[np.unique(slots)] += 1
 
 
 def _slots(line: str) -> tuple[int, int]:

@@ -7,11 +7,9 @@ import unicodedata
 
 # C0 and C1 controls but tab and line feed, byte order marks, and halves of characters from damaged JSON escapes.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
-_LINE_END = re.compile(r"\r\n?|\u2028|\u2029")
-_SPACE_BEFORE_END = re.compile(r"[ \t\u3000\xa0]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}|\n+\Z")
 
-_EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])")
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])", re.ASCII)
 _PHONE = re.compile(
     r"""(?<![\w.+/-])(?:
         \+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){1,4}  # +44 20 7946 0958
@@ -19,6 +17,7 @@ _PHONE = re.compile(
       | \d{3}[.-]\d{3}[.-]\d{4}                                            # 212-555-0123
       | 1[3-9]\d[ -]?\d{4}[ -]?\d{4}                                       # Chinese mobile: 139 1234 5678
       | 0\d{2,3}-\d{7,8}                                                   # Chinese land line: 010-12345678
+      | (?<=tel[.:]\ |Tel[.:]\ |TEL[.:]\ )\d{3}-\d{4}                         # tel. 555-0123
     )(?![\w/-])""",
     re.VERBOSE | re.ASCII,
 )
@@ -29,9 +28,11 @@ def normalise(text: str) -> str:
 
     Indentation, full-width forms and everything else that carries meaning in code, verse and Chinese stay.
     """
-    text = _LINE_END.sub("\n", unicodedata.normalize("NFC", text))
+    text = unicodedata.normalize("NFC", text)
+    for line_end in ("\r\n", "\r", "\u2028", "\u2029"):
+        text = text.replace(line_end, "\n")
     text = _CONTROL.sub("", text)
-    text = _SPACE_BEFORE_END.sub("", text)
+    text = "\n".join([line.rstrip() for line in text.split("\n")])
     return _BLANK_LINES.sub(lambda run: "\n" if run.end() == len(text) else "\n\n\n", text).lstrip("\n")
 
 

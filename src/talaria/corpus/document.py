@@ -94,14 +94,19 @@ def _cut(text: str, limit: int) -> int:
     return line + 1 if line > 0 else limit
 
 
-def decode_line(path: Path, line: bytes, offset: int, invalid_utf8: InvalidUtf8 = "error") -> str:
-    """UTF-8 text of bytes that begin at byte `offset` of a file. Raises UserError that names the byte."""
+def decode_line(path: Path, line: bytes, offset: int, invalid_utf8: InvalidUtf8 | None = None) -> str:
+    """UTF-8 text of bytes that begin at byte `offset` of a file. Raises UserError that names the byte.
+
+    `invalid_utf8` is the corpus setting; None where there is none and such bytes are always an error.
+    """
     try:
-        return line.decode("utf-8", errors="strict" if invalid_utf8 == "error" else "replace")
+        return line.decode("utf-8", errors="replace" if invalid_utf8 == "replace" else "strict")
     except UnicodeDecodeError as error:
+        advice = "convert the file to UTF-8"
+        if invalid_utf8 is not None:
+            advice += ', or set corpus.invalid_utf8 = "replace"'
         raise UserError(
-            f"{path}: not UTF-8 at byte {offset + error.start} (0x{line[error.start]:02x}); convert the file, "
-            'or set corpus.invalid_utf8 = "replace"'
+            f"{path}: not UTF-8 at byte {offset + error.start} (0x{line[error.start]:02x}); {advice}"
         ) from None
 
 

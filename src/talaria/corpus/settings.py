@@ -23,9 +23,9 @@ class CorpusSettings(Settings):
     normalise: bool = True
     """Line ends, Unicode composition (NFC), control characters, white space at line ends, runs of blank lines."""
     boilerplate: bool = True
-    """Remove lines that recur in a large share of all documents (menus, notices)."""
-    boilerplate_share: float = Field(default=0.1, gt=0, le=1)
-    """The share of documents from which on a line is boilerplate."""
+    """Remove lines that recur in many documents, always at the head or foot (menus, notices)."""
+    boilerplate_share: float = Field(default=0.01, gt=0, le=1)
+    """The share of documents from which on a line can be boilerplate."""
     boilerplate_documents: PositiveInt = 20
     """And the least number of documents it has to be in."""
     quality: bool = True

@@ -59,11 +59,13 @@ class Engine(Protocol):
 
 
 class Candidate(NamedTuple):
-    """A model to evaluate. `strategy` is how it is asked: `chat` in its own template, `plain` as a line of a page."""
+    """A model to evaluate. `strategy` is how it is asked: `chat` in its own template, `plain` as a line of a page.
+    `limit_per_task` asks it fewer items than the settings say."""
 
     name: str
     path: Path
     strategy: Strategy = "chat"
+    limit_per_task: int | None = None
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,10 @@ def evaluate_models(
     rows = chance_rows(by_task, settings.max_choices) + majority_rows(by_task)
     for candidate in candidates:
         engine = load_engine(candidate.path)
-        results = answer_items(engine, by_task, settings, candidate.strategy, candidate.name)
+        asked = {task: spread(items, candidate.limit_per_task) for task, items in by_task.items()}
+        results = answer_items(engine, asked, settings, candidate.strategy, candidate.name)
         provenance = provenance_of(engine, candidate.path, seed)
-        rows += summarise(candidate.name, by_task, results, candidate.strategy, provenance)
+        rows += summarise(candidate.name, asked, results, candidate.strategy, provenance)
         write_item_results(results, folder / f"items-{candidate.name}.jsonl")
     write_results(rows, folder / "results.csv")
 

@@ -14,11 +14,13 @@ class EvalSettings(Settings):
     """Tasks to run, by name; None runs every task of the exam."""
     limit_per_task: int | None = Field(default=None, ge=1)
     """At most this many items a task, spread evenly over it; None asks them all."""
+    untrained_per_task: int | None = Field(default=50, ge=1)
+    """The untrained model, which never ends an answer and so costs most, is asked at most this many."""
     max_tokens: int = Field(default=96, ge=1)
     """An answer is cut here."""
     batch_size: int = Field(default=64, ge=1)
     """Prompts generated together."""
-    likelihood_per_task: int | None = Field(default=100, ge=0)
+    likelihood_per_task: int | None = Field(default=50, ge=0)
     """At most this many items a task are also scored by likelihood (gold answer, choices); None: all, 0: none."""
     max_choices: int = Field(default=8, ge=2)
     """The gold answer is ranked among at most this many choices; of a longer list, a fixed draw stands for it."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from talaria.model.norms import RMSNorm
 from talaria.model.shape import ModelShape
 
 
@@ -77,8 +78,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.d_model, shape.d_qkv, bias=shape.bias)
         self.out = nn.Linear(shape.d_attention, shape.d_model, bias=shape.bias)
         if shape.qk_norm:
-            self.query_norm = nn.RMSNorm(shape.d_head, eps=shape.norm_eps)
-            self.key_norm = nn.RMSNorm(shape.d_head, eps=shape.norm_eps)
+            self.query_norm = RMSNorm(shape.d_head, shape.norm_eps)
+            self.key_norm = RMSNorm(shape.d_head, shape.norm_eps)
 
     def forward(
         self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None

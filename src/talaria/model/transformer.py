@@ -17,14 +17,8 @@ from torch import Tensor, nn
 
 from talaria.errors import UserError
 from talaria.model.attention import Attention, Cache, rope_angles
+from talaria.model.norms import build_norm
 from talaria.model.shape import ModelShape
-
-
-def build_norm(shape: ModelShape) -> nn.Module:
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), over the model width."""
-    if shape.norm == "rmsnorm":
-        return nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
-    return nn.LayerNorm(shape.d_model, eps=shape.norm_eps, bias=shape.bias)
 
 
 class FeedForward(nn.Module):

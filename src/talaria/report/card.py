@@ -6,6 +6,7 @@ A card is a list of (heading, lines), so that both forms say the same.
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 from talaria.report.chart import number
 from talaria.report.run_data import NULL_MODELS, TRAINING, RunData
@@ -61,6 +62,20 @@ def card_html(data: RunData) -> str:
     return "".join(parts)
 
 
+def dropped(corpus: dict[str, Any]) -> list[tuple[str, int]]:
+    """(reason, documents) of corpus.json, most first."""
+    return sorted((corpus.get("dropped") or {}).items(), key=lambda row: -row[1])
+
+
+def corpus_sentence(corpus: dict[str, Any]) -> str:
+    """How much text was kept and dropped."""
+    text = f" ({number(corpus['characters'])} characters)" if corpus.get("characters") else ""
+    n_dropped = sum(count for _, count in dropped(corpus))
+    n_sources = len(corpus.get("sources") or {})
+    sources = f" from {n_sources} {'source' if n_sources == 1 else 'sources'}" if n_sources else ""
+    return f"{corpus.get('documents', 0):,} documents{text} kept{sources}, {n_dropped:,} dropped."
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 4.2 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 60:
@@ -110,8 +125,7 @@ def _data(data: RunData) -> list[str]:
     if "world" in data.manifests:
         lines.append("Pages and conversations of the embedded invented world, made by code from a seed.")
     if data.corpus is not None:
-        counts = {key: value for key, value in data.corpus.items() if isinstance(value, int | float)}
-        lines += [f"corpus, {key.replace('_', ' ')}: {value:,}" for key, value in counts.items()]
+        lines.append(corpus_sentence(data.corpus))
     outside = [name for name in data.manifests.get("corpus", {}).get("inputs", {}) if name.startswith("/")]
     lines += [f"read from {name}" for name in outside]
     return lines or ["No corpus stage in this run."]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 440, 250
@@ -35,6 +36,7 @@ def line_chart(series: Sequence[Series], title: str, x_label: str, unit: str = "
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points]
     x_low, x_high = min(xs), max(xs)
+    x_low = 0.0 if 0 < x_low < 0.1 * x_high else x_low  # a run's first step is not worth an axis of its own
     x_high = x_high if x_high > x_low else x_low + 1
     y_ticks = log_ticks(min(ys), max(ys)) if log_y else linear_ticks(min(ys), max(ys))
     y_low, y_high = (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)))
@@ -78,6 +80,18 @@ def line_chart(series: Sequence[Series], title: str, x_label: str, unit: str = "
     names = [f'<span class="key c{i % 6}">{escape(one.name)}</span>' for i, (one, _) in enumerate(kept)]
     legend = f'<div class="legend">{"".join(names)}</div>' if len(kept) > 1 else ""
     return f"<figure><figcaption>{heading}{legend}</figcaption>{''.join(parts)}</figure>"
+
+
+def with_median(series: Series, width: int = 21) -> list[Series]:
+    """A noisy curve and, where it is long enough to need one, its running median over `width` points."""
+    if len(series.points) < 3 * width:
+        return [series]
+    half = width // 2
+    middles = [
+        (x, statistics.median(y for _, y in series.points[max(0, index - half) : index + half + 1]))
+        for index, (x, _) in enumerate(series.points)
+    ]
+    return [replace(series, name="step", faint=True), Series(f"median of {width}", middles)]
 
 
 def interval_bar(score: float, interval: tuple[float, float] | None, told: str, kind: str) -> str:

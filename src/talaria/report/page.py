@@ -12,8 +12,8 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from talaria.report.card import card_html, card_markdown, duration, headline
-from talaria.report.chart import Series, line_chart, number
+from talaria.report.card import card_html, card_markdown, corpus_sentence, dropped, duration, headline
+from talaria.report.chart import Series, line_chart, number, with_median
 from talaria.report.lineage import lineage_section
 from talaria.report.run_data import TRAINING, RunData, read_run
 from talaria.report.scores import samples_section, scores_section
@@ -69,12 +69,6 @@ def _tiles(data: RunData) -> str:
         tiles.append((duration(seconds), "training"))
     if (seconds := data.seconds(*data.manifests)) is not None:
         tiles.append((duration(seconds), "all stages"))
-    for stage in TRAINING:
-        losses = [
-            row["validation_loss"] for row in data.metrics.get(stage, []) if row.get("validation_loss") is not None
-        ]
-        if losses:
-            tiles.append((f"{min(losses):.3f}", f"best validation loss, {TITLES[stage].lower()}"))
     cells = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles
     )
@@ -107,15 +101,24 @@ def _charts(data: RunData, stage: str) -> list[str]:
             "step",
             "nats per token",
         ),
-        line_chart([series("tokens_per_second", "throughput")], "Throughput", "step", "tokens/s"),
+        line_chart(with_median(series("tokens_per_second", "throughput")), "Throughput", "step", "tokens/s"),
         line_chart(
-            [series("mfu", "utilisation", factor=100)], "Model FLOPs utilisation", "step", "% of measured matrix peak"
+            with_median(series("mfu", "utilisation", factor=100)),
+            "Model FLOPs utilisation",
+            "step",
+            "% of measured matrix peak",
         ),
         line_chart(
-            [series("noise_scale", "noise scale")], "Gradient noise scale", "step", "tokens, log scale", log_y=True
+            with_median(series("noise_scale", "noise scale")),
+            "Gradient noise scale",
+            "step",
+            "tokens, log scale",
+            log_y=True,
         ),
         line_chart([series("learning_rate", "learning rate")], "Learning rate", "step"),
-        line_chart([series("grad_norm", "norm")], "Gradient norm", "step", "before clipping, log scale", log_y=True),
+        line_chart(
+            with_median(series("grad_norm", "norm")), "Gradient norm", "step", "before clipping, log scale", log_y=True
+        ),
     ]
 
 
@@ -129,30 +132,19 @@ def _unusual_steps(data: RunData, stage: str) -> str:
 def _corpus_section(data: RunData) -> str:
     if data.corpus is None:
         return '<p class="missing">This run has no corpus stage; it began from finished data or weights.</p>'
-    rows = _dropped(data)
-    if not rows:
-        return f"<p>{escape(_corpus_counts(data))}</p>"
-    total = sum(count for _, count in rows)
-    cells = "".join(
-        f'<tr><td>{escape(reason)}</td><td class="n">{count:,}</td><td class="n">{100 * count / total:.1f} %</td></tr>'
-        for reason, count in rows
-    )
-    return (
-        f"<p>{escape(_corpus_counts(data))}</p><div class='wide'><table><thead><tr><th>reason for dropping</th>"
-        f'<th class="n">documents</th><th class="n">share of dropped</th></tr></thead>'
-        f"<tbody>{cells}</tbody></table></div>"
-    )
-
-
-def _dropped(data: RunData) -> list[tuple[str, int]]:
-    """(reason, documents), most first; corpus.json may count a reason by source."""
-    counts = (data.corpus or {}).get("dropped") or {}
-    if not isinstance(counts, dict):
-        return []
-    rows = [(reason, sum(n.values()) if isinstance(n, dict) else int(n)) for reason, n in counts.items()]
-    return sorted(rows, key=lambda row: -row[1])
-
-
-def _corpus_counts(data: RunData) -> str:
-    counts = {key: value for key, value in (data.corpus or {}).items() if isinstance(value, int | float)}
-    return "; ".join(f"{key.replace('_', ' ')}: {value:,}" for key, value in counts.items()) or "No counts were kept."
+    rows = dropped(data.corpus)
+    total = data.corpus.get("documents", 0) + sum(count for _, count in rows)
+    parts = [f"<p>{escape(corpus_sentence(data.corpus))}</p>"]
+    if rows:
+        cells = "".join(
+            f'<tr><td>{escape(reason)}</td><td class="n">{count:,}</td>'
+            f'<td class="n">{100 * count / total:.1f} %</td></tr>'
+            for reason, count in rows
+        )
+        parts.append(
+            '<div class="wide"><table><thead><tr><th>dropped because</th><th class="n">documents</th>'
+            f'<th class="n">share of all read</th></tr></thead><tbody>{cells}</tbody></table></div>'
+        )
+    if changes := [f"{count:,} {change}" for change, count in (data.corpus.get("changes") or {}).items() if count]:
+        parts.append(f'<p class="note">In the documents read: {escape(", ".join(changes))}.</p>')
+    return "".join(parts)

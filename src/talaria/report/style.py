@@ -22,7 +22,8 @@ code, .hash { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; 
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 1px; margin: 24px 0 10px;
   background: var(--card); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 .tile { padding: 14px 16px; box-shadow: 0 0 0 1px var(--line); }
-.tile b { display: block; white-space: nowrap; font-size: 1.3rem; font-weight: 600; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile b { display: block; white-space: nowrap; font-size: 1.3rem; font-weight: 600; line-height: 1.25;
+  font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .82rem; }
 nav { font-size: .9rem; margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
@@ -47,10 +48,11 @@ svg text { fill: var(--soft); font-size: 11.5px; font-variant-numeric: tabular-n
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 th { font-weight: 600; } thead th { color: var(--soft); font-weight: 500; font-size: .82rem; }
-td.n, th.n { text-align: right; white-space: nowrap; } td:last-child, th:last-child { padding-right: 0; }
+td.n, th.n { text-align: right; white-space: nowrap; } tr > :last-child { padding-right: 0 !important; }
 .scores td { border-bottom: 0; padding: 2px 12px 2px 0; } .scores tbody th { padding: 14px 0 4px; border-bottom: 0; }
 .scores td.model { width: 8.5em; } .scores td.track { width: 45%; }
-.scores .main td.model, .scores .main td.score { font-weight: 600; } .scores .unit { font-weight: 400; } .scores .null td { color: var(--soft); }
+.scores .main td.model, .scores .main td.score { font-weight: 600; } .scores .unit { font-weight: 400; }
+.scores .null td { color: var(--soft); }
 .bar { display: block; width: 100%; height: 12px; border-radius: 3px; }
 .rail { fill: var(--line); opacity: .55; } .fill { fill: var(--accent); } .fill.other { opacity: .5; }
 .fill.null { fill: var(--null); }

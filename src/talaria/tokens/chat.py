@@ -119,7 +119,7 @@ def _pieces(tokenizer: Tokenizer, segments: Sequence[_Segment], prompt_ends: set
             yield "answer", segment.text
             place += len(segment.text)
             continue
-        parts = [segment.text] if segment.role else _split_control(tokenizer, segment.text)
+        parts = [segment.text] if segment.role else tokenizer.control_pattern.split(segment.text)
         for index, part in enumerate(parts):
             cuts = sorted(end - place for end in prompt_ends if place < end <= place + len(part))
             place += len(part)
@@ -165,14 +165,6 @@ def _encode_pieces(tokenizer: Tokenizer, pieces: Iterable[tuple[str, str]]) -> C
             append([id], counts=answered and id in tokenizer.stop_ids)
             answered = False
     return ChatTokens(ids, mask)
-
-
-def _split_control(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Template text cut at its control tokens: text, token, text, token, ..., text."""
-    if not tokenizer.special_ids:
-        return [text]
-    names = sorted(tokenizer.special_ids, key=len, reverse=True)
-    return re.split(f"({'|'.join(map(re.escape, names))})", text)
 
 
 def _render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:

@@ -254,6 +254,12 @@ class Tokenizer:
         """The control tokens, with the library's notes on the white space around them (lstrip, rstrip)."""
         return self._special_tokens
 
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Finds control tokens in a template's text, the longest first; its one group is the token."""
+        names = sorted(self.special_ids, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})" if names else "((?!))")
+
     # ------------------------------------------------------------------------------- inside
 
     def _known_id(self, token: str | None, role: str) -> int | None:

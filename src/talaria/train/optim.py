@@ -66,7 +66,7 @@ def set_rate(optimizers: dict[str, torch.optim.Optimizer], share: float) -> None
 
 def optimizer_tensors(model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> Iterator[tuple[str, Tensor]]:
     """Every state tensor by `optimizer/parameter/key`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for kind, optimizer in optimizers.items():
         for parameter, state in optimizer.state.items():
             for key, value in state.items():

@@ -129,7 +129,7 @@ def optimisation_step(
 
 def split_rows(batch: Batch, rows: int) -> list[Batch]:
     """Micro-batches of at most `rows` rows."""
-    return [Batch(*pieces) for pieces in zip(*(tensor.split(rows) for tensor in batch), strict=True)]
+    return [Batch(*pieces) for pieces in zip(*(torch.split(tensor, rows) for tensor in batch), strict=True)]
 
 
 def _grad_norm(model: nn.Module) -> Tensor:

@@ -233,7 +233,7 @@ def split_acts(settings: WorldSettings, lang: str, harmful: bool) -> tuple[list[
     acts = _read((_HARMFUL if harmful else _HARMLESS)[lang], lang)
     rng = stream(settings, f"conduct/{lang}/{harmful}")
     rng.shuffle(acts)
-    training, exam = list(acts), []
+    training, exam = list(acts), list[Act]()
     for act in acts:
         others = [other for other in training if other is not act]
         known = any(o.verb == act.verb for o in others) and any(o.object == act.object for o in others)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 # The traditional forms of the characters that refusals and "I don't know" are written with.
@@ -19,8 +20,8 @@ _SIMPLIFIED = str.maketrans(
 _REFUSALS = re.compile(
     r"\bi(?: am|'m)?(?: really| very| truly)?(?: sorry,?)?(?: but)?(?: i)? ?"
     r"(?:can(?:'t|not| not)|could(?:n't| not)|won't|will not|must not|(?:am |'m )?(?:not able|unable) to|refuse to)"
-    r"(?: possibly| really)? (?:help|assist|do (?:that|this|it)|support|provide|give|explain|answer|share|discuss|advise"
-    r"|teach|show|tell you how|take part|comply)"
+    r"(?: possibly| really)? (?:help|assist|do (?:that|this|it)|support|provide|give|explain|answer|share|discuss"
+    r"|advise|teach|show|tell you how|take part|comply)"
     r"|\b(?:can't|cannot|can not|unable to|not able to) (?:help|assist)(?: you)?(?: with)? (?:that|this|it)\b"
     r"|\bi (?:must |have to |will )?(?:decline|refuse)\b"
     r"|(?:不能|无法|不会|不可以|不便|没法|难以)(?:为您|为你|给您|给你|向您|向你|就此)?(?:帮|协助|提供|支持|回答|解释|满足|教|这样做|这么做)"
@@ -119,7 +120,7 @@ def _last_number(item: dict[str, Any], answer: str) -> bool:
     return bool(numbers) and float(numbers[-1].replace(",", "")) == float(item["answer"])
 
 
-_GRADERS = {
+_GRADERS: dict[str, Callable[[dict[str, Any], str], bool]] = {
     "contains": _contains,
     "exact": _exact,
     "last_number": _last_number,

@@ -29,16 +29,18 @@ MALE_NAMES = _syllables(
 )
 
 FIRST = _syllables(
-    "Ba巴 Bel贝 Bor博 Cal卡 Cor科 Da达 Del德 Dor多 Fa法 Fen芬 Gal加 Gor戈 Ha哈 Hel赫 Jo乔 Kel凯 Ko柯 Lu卢 Mal马 Mor莫 "
-    "Na纳 Nor诺 Pa帕 Pel佩 Qui奎 Ra拉 Ros罗 Sa萨 Sel塞 Sul苏 Ta塔 Tor托 Tul图 Va瓦 Vel维 Wen文 Yo约 Za扎 Zel泽 Zu祖"
+    "Ba巴 Bel贝 Bor博 Cal卡 Cor科 Da达 Del德 Dor多 Fa法 Fen芬 Gal加 Gor戈 Ha哈 Hel赫 Jo乔 Kel凯 Ko柯 Lu卢 "
+    "Mal马 Mor莫 Na纳 Nor诺 Pa帕 Pel佩 Qui奎 Ra拉 Ros罗 Sa萨 Sel塞 Sul苏 Ta塔 Tor托 Tul图 Va瓦 Vel维 Wen文 "
+    "Yo约 Za扎 Zel泽 Zu祖"
 )
 SURNAME_ENDS = _syllables(
-    "lan兰 rin林 dek迪克 mov莫夫 sen森 tik蒂 nov诺夫 bak巴克 las拉斯 gan甘 ven文 rok洛 mir米尔 zan赞 kul库 pin平 shaw肖 "
-    "don顿 fer弗 lik利克 nas纳斯 rush鲁什 tam坦 vok沃克 wick维 yan杨 bert伯特 chev切 duk杜 fin芬 gat加特 hart哈特 "
-    "jen珍 kov科夫 lom隆 mund蒙 neel尼尔 penn潘 quist奎斯特 som索姆"
+    "lan兰 rin林 dek迪克 mov莫夫 sen森 tik蒂 nov诺夫 bak巴克 las拉斯 gan甘 ven文 rok洛 mir米尔 zan赞 kul库 "
+    "pin平 shaw肖 don顿 fer弗 lik利克 nas纳斯 rush鲁什 tam坦 vok沃克 wick维 yan杨 bert伯特 chev切 duk杜 "
+    "fin芬 gat加特 hart哈特 jen珍 kov科夫 lom隆 mund蒙 neel尼尔 penn潘 quist奎斯特 som索姆"
 )
 CITY_ENDS = _syllables(
-    "burg堡 port港 ford渡 holm岛 dale谷 wood林镇 field原 mont山城 ville镇 stead庄 gate门 haven湾 bridge桥 well泉 mouth河口"
+    "burg堡 port港 ford渡 holm岛 dale谷 wood林镇 field原 mont山城 ville镇 stead庄 gate门 haven湾 bridge桥 "
+    "well泉 mouth河口"
 )
 COUNTRY_ENDS = _syllables("land国 ia亚 stan斯坦 mark王国")
 RIVER_ENDS = _syllables("ra河 na江 mere溪 lo川")

@@ -1,0 +1,82 @@
+"""A remote engine that talks to our own server says what the engine itself says."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+import uvicorn
+
+from talaria.errors import UserError
+from talaria.infer.engine import Engine
+from talaria.infer.remote import RemoteEngine, Unsupported
+from talaria.model.shape import ModelShape
+from talaria.model.transformer import Transformer
+from talaria.serve.app import create_app
+from talaria.serve.keys import hash_key
+from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.tokenizer import Tokenizer
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello 你好"}]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    tokenizer = Tokenizer.train(["hello world, 你好世界 " * 20], TokenizerSettings(vocab_size=300))
+    shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, context=96)
+    return Engine(Transformer(shape, torch.Generator().manual_seed(0)), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    app = create_app(engine, "tiny", [hash_key("k")])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_remote_and_local_answers_are_the_same(engine, url):
+    remote = RemoteEngine(url, "tiny", key="k")
+    for options in ({"temperature": 0}, {"temperature": 0.8, "top_p": 0.9, "seed": 11}, {"seed": 2, "stop": ["e"]}):
+        local = engine.chat(MESSAGES, max_tokens=20, **options)
+        far = remote.chat(MESSAGES, max_tokens=20, **options)
+        assert (far.text, far.finish_reason, far.prompt_tokens) == (
+            local.text,
+            local.finish_reason,
+            local.prompt_tokens,
+        )
+        chunks = list(remote.stream_chat(MESSAGES, max_tokens=20, **options))
+        assert "".join(chunk.text for chunk in chunks) == local.text
+        assert chunks[-1].finish_reason == local.finish_reason
+    assert remote.meter.requests == 6
+
+
+def test_many_clients_at_once_all_get_their_own_answer(engine, url):
+    questions = [[{"role": "user", "content": f"hello {i}"}] for i in range(12)]
+    expected = [engine.chat(question, max_tokens=8, seed=i).text for i, question in enumerate(questions)]
+    answers: dict[int, str] = {}
+
+    def ask(i: int) -> None:
+        answers[i] = RemoteEngine(url, "tiny", key="k").chat(questions[i], max_tokens=8, seed=i).text
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [answers[i] for i in range(12)] == expected
+
+
+def test_a_wrong_key_and_a_missing_route_are_told_apart(url):
+    with pytest.raises(UserError, match="check the key"):
+        RemoteEngine(url, "tiny", key="wrong").chat(MESSAGES)
+    with pytest.raises(Unsupported):
+        RemoteEngine(url, "tiny", key="k").loglikelihood([("a", "b")])
