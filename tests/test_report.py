@@ -315,6 +315,14 @@ def test_comparison_refuses_other_questions(tmp_path: Path) -> None:
     assert "yes" not in _printed(first, second)
 
 
+def test_comparison_never_pairs_other_questions_that_share_an_id(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", seed=1, quality=0.3)
+    items = second / "eval" / "items-sft.jsonl"
+    items.write_text(items.read_text().replace("Mira Tolven", "Ansel Vey"))
+    [line] = [line for line in _printed(first, second).splitlines() if "facts_en, accuracy, sft" in line]
+    assert "yes" in line and "gained" not in line
+
+
 def test_comparison_prints_brackets_as_they_are(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a[b]"), make_run(tmp_path / "[bold]x[", seed=2)
     table = _printed(first, second)

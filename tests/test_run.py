@@ -74,8 +74,12 @@ def test_a_changed_setting_reruns_what_it_touches(run: Path, raw: Path) -> None:
 
 
 def test_a_stage_rerun_with_the_same_output_leaves_the_next_one_current(run: Path, raw: Path) -> None:
+    manifest = run / "first" / "manifest.json"
+    before = manifest.read_bytes()
     assert run_stage(run, copy_stage(raw), force=True)
+    assert manifest.read_bytes() != before, "it names another time"
     assert not run_stage(run, length_stage(run))
+    assert verify(run) == []
 
 
 def test_a_changed_input_reruns_the_stage(run: Path, raw: Path) -> None:

@@ -231,7 +231,8 @@ def _eval(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
                 model, tokenizer = load_model(at / "pretrain" / "model")
                 untrained = Transformer(model.shape, torch.Generator().manual_seed(settings.seed))
                 save_model(untrained, tokenizer, Path(scratch) / "model")
-                models.insert(0, Candidate("untrained", Path(scratch) / "model", "plain"))
+                place = Path(scratch) / "model"
+                models.insert(0, Candidate("untrained", place, "plain", settings.eval.untrained_per_task))
             evaluate_models(
                 settings.eval, models, at / "world" / "exam.jsonl", folder, load_engine=load, seed=settings.seed
             )
@@ -250,9 +251,8 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
         raise UsageError(f"{path}: has no [{until}] table, so there is no such stage")
     with lock(at):
         for stage in stages(recipe):
-            console.print(f"[bold]{stage.name}[/bold]", end="  ")
             ran = run_stage(at, stage, force and stage.name == until)
-            console.print(_told(at / stage.name) if ran else "is current")
+            console.print(f"[bold]{stage.name:<14}[/bold]" + (_told(at / stage.name) if ran else "is current"))
             if stage.name == until:
                 break
         from talaria.report.page import write_report

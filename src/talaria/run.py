@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
         "inputs": {name: _checked_hash(run_folder, stage, path) for name, path in sorted(stage.inputs.items())},
     }
     if not force and _is_current(folder, key):
+        _relink(run_folder, folder, key)
         return False
     started_file = partial / "started.json"
     if partial.exists() and (force or not started_file.exists() or read_json(started_file) != key):
@@ -209,7 +211,7 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     manifest = {
         "stage": stage.name,
         "argv": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time() - started, 3),
         "code_version": code_version(),
         "libraries": library_versions(),
@@ -282,6 +284,15 @@ def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:
     manifest = read_json(folder / MANIFEST)
     same = {name: done.get(name) for name in key} == dict(key)
     return same and all((folder / name).exists() for name in manifest["outputs"])
+
+
+def _relink(run_folder: Path, folder: Path, key: Mapping[str, Any]) -> None:
+    """A parent made again with the same output has a new manifest; point to it, since the inputs are the same."""
+    manifest = read_json(folder / MANIFEST)
+    parents = {name: sha256(run_folder / name / MANIFEST) for name in manifest["parents"]}
+    if parents != manifest["parents"]:
+        atomic_write(folder / MANIFEST, to_json(manifest | {"parents": parents}))
+        atomic_write(folder / DONE, _done_mark(key, folder))
 
 
 def _recover(run_folder: Path, name: str) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from talaria.corpus.build import build_corpus, read_corpus
@@ -146,6 +147,13 @@ def test_an_empty_corpus_is_one_line_with_the_reasons(tmp_path: Path) -> None:
     assert not (tmp_path / "out/corpus.json").exists()
 
 
-def test_no_corpus_is_named(tmp_path: Path) -> None:
+def test_missing_or_damaged_corpus_is_named(messy: Path) -> None:
     with pytest.raises(UserError, match="run `talaria corpus RECIPE` first"):
-        list(read_corpus(tmp_path))
+        list(read_corpus(messy))
+    build_corpus(CorpusSettings(paths=[str(messy / "raw")]), messy / "out")
+    path = messy / "out/documents-00000.jsonl.zst"
+    data = path.read_bytes()
+    for damaged in (data[: len(data) // 2], pa.compress(b'{"id": 1}\n', "zstd", asbytes=True)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"documents-00000\.jsonl\.zst.* again"):
+            list(read_corpus(messy / "out"))

@@ -80,8 +80,11 @@ def read_corpus(folder: Path) -> Iterator[Document]:
     if not paths:
         raise UserError(f"{folder}: holds no documents-*.jsonl.zst; run `talaria corpus RECIPE` first")
     for path in paths:
-        for _, _, line in read_lines(path):
-            yield Document(**json.loads(line))
+        for number, _, line in read_lines(path):
+            try:
+                yield Document(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}:{number}: damaged ({error}); run `talaria corpus RECIPE` again") from None
 
 
 class _Source:

@@ -49,7 +49,7 @@ class Decoding:
         if sampling.temperature > 0:
             longest = max(request.max_tokens for request in requests)
             draws = [draw_uniforms(request.seed, longest) for request in requests]
-            self.uniforms_BT = torch.stack(draws).to(weight.device)
+            self.uniforms_BT = torch.stack(draws).to(weight.device, torch.float32)
         self.n_steps = 0
         self.logits_BV = self._prefill([request.prompt_ids for request in requests])
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from talaria.report.results import PROPORTIONS, ResultRow
-from talaria.report.run_data import RunData, read_run
+from talaria.report.run_data import NULL_MODELS, RunData, read_run
 
 _STEPS_SHOWN = 8
 
@@ -57,7 +57,7 @@ def _results(a: RunData, b: RunData) -> list[Table | Text]:
     table.add_column("beyond the noise")
     for row in a.results:
         other = of_b.get((row.model, row.task, row.metric, row.strategy))
-        if other is None:
+        if other is None or row.model in NULL_MODELS:
             continue
         name = f"{row.task}, {row.metric.replace('_', ' ')}, {row.model}"
         if row.task_version != other.task_version:
@@ -92,12 +92,17 @@ def sign_test(gained: int, lost: int) -> float:
 
 
 def _paired(a: RunData, b: RunData, row: ResultRow) -> list[tuple[bool, bool]]:
-    """(right in a, right in b) for each item of the task, if both runs kept answers to the same items."""
-    by_run = [
-        {item["id"]: bool(item["right"]) for item in run.items.get(row.model, []) if item["task"] == row.task}
+    """(right in a, right in b) for each item of the task, if both runs kept answers to the same questions. The same id
+    is not enough: worlds of two seeds number their questions alike."""
+    old, new = (
+        {
+            (item["id"], item["prompt"], item["gold"]): bool(item["right"])
+            for item in run.items.get(row.model, [])
+            if item["task"] == row.task
+        }
         for run in (a, b)
-    ]
-    return [(right, by_run[1][key]) for key, right in by_run[0].items()] if by_run[0].keys() == by_run[1].keys() else []
+    )
+    return [(right, new[key]) for key, right in old.items()] if old.keys() == new.keys() else []
 
 
 def _score(row: ResultRow) -> str:

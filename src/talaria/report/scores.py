@@ -25,6 +25,11 @@ def scores_section(data: RunData) -> str:
             "<em>chance</em> guesses among an item's choices; <em>majority</em> always gives the most frequent answer "
             "of the relation. Both are computed from the questions alone.</p>"
         )
+        if any(row.model == "majority" and row.score > 0.9 for row in accuracy):
+            parts.append(
+                "<p>Where <em>majority</em> is near 100 %, one fixed reply is right on nearly every question, as with "
+                "refusals: read such a task beside the one whose questions want the opposite.</p>"
+            )
         parts.append(_accuracy_table(accuracy, data.models))
     if likelihood := [row for row in data.results if row.metric in ("choice_accuracy", "answer_log_prob")]:
         parts.append(

@@ -10,12 +10,15 @@ the other, each after a separator token. shards.json binds every file to its siz
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from talaria.corpus.document import Document
 from talaria.errors import UserError
@@ -54,10 +57,14 @@ def write_shards(
     }
     head = [] if separator_id is None else [separator_id]
     by_hash = settings.validation == "hash"
-    for batch in _batches(documents):
-        for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-            held_out = by_hash and _is_held_out(document.text, settings.validation_fraction)
-            writers["validation" if held_out else "train"].add(head + ids)
+    columns = (TextColumn("encoding"), MofNCompleteColumn(), TextColumn("documents"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("encoding", total=None)
+        for batch in _batches(documents):
+            for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
+                held_out = by_hash and _is_held_out(document.text, settings.validation_fraction)
+                writers["validation" if held_out else "train"].add(head + ids)
+            progress.advance(task, len(batch))
     train, validation = writers["train"], writers["validation"]
     train.close()
     validation.close()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK_LOGITS = 1 << 22
-"""Logits held at a time: 16 MiB in fp32, about a CPU's last-level cache, and small beside a model of any size."""
+_CHUNK_LOGITS = 1 << 20
+"""Logits held at a time: 4 MiB in fp32, which a CPU core's share of the cache holds between one pass and the next."""
+_MIN_CHUNK = 256
+"""But at least so many tokens: every chunk reads the whole output table and adds to all of its gradient."""
 
 
 def token_cross_entropy(logits_NV: Tensor, targets_N: Tensor, loss_mask_N: Tensor) -> tuple[Tensor, int]:
@@ -22,7 +24,7 @@ def token_cross_entropy(logits_NV: Tensor, targets_N: Tensor, loss_mask_N: Tenso
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Sum of cross-entropies of `hidden @ weight.T` against `targets`, in nats, fp32.
+    """Sum of cross-entropies of `hidden @ weight.T` against `targets`, in nats, fp32 (fp64 of fp64).
 
     Equal to `F.cross_entropy(hidden @ weight.T, targets, reduction="sum")`, but the logits exist only a chunk at a
     time: gradients are formed in the forward pass, so neither logits nor probabilities of all tokens are ever held.
@@ -39,15 +41,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with_grad = any(ctx.needs_input_grad)
         grad_hidden_ND = torch.empty_like(hidden_ND) if with_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD) if with_grad else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        chunk = max(1, _CHUNK_LOGITS // vocab_size)
+        exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden_ND.device)
+        chunk = max(_MIN_CHUNK, _CHUNK_LOGITS // vocab_size)
         for start in range(0, n, chunk):
             hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
-            logits_CV = (hidden_CD @ weight_cast_VD.T).float()
-            log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
-            total += (log_normaliser_C - logits_CV.gather(1, targets_C[:, None])[:, 0]).sum()
+            log_probs_CV = torch.log_softmax((hidden_CD @ weight_cast_VD.T).to(exact), dim=-1)
+            total -= log_probs_CV.gather(1, targets_C[:, None]).sum()
             if grad_hidden_ND is not None and grad_weight_VD is not None:
-                grad_logits_CV = logits_CV.sub_(log_normaliser_C[:, None]).exp_()
+                grad_logits_CV = log_probs_CV.exp_()
                 grad_logits_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0
                 grad_logits_CV = grad_logits_CV.to(hidden_ND.dtype)
                 torch.mm(grad_logits_CV, weight_cast_VD, out=grad_hidden_ND[start : start + chunk])
@@ -62,4 +64,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_ND * grad_outputs[0].to(grad_hidden_ND.dtype), grad_weight_VD * grad_outputs[0], None
+        # In place, for the table's gradient may be the largest tensor there is; a second backward raises an error.
+        return grad_hidden_ND.mul_(grad_outputs[0]), grad_weight_VD.mul_(grad_outputs[0]), None

@@ -15,6 +15,7 @@ from talaria.errors import UserError
 from talaria.model.transformer import Transformer
 from talaria.tokens.batches import Batch
 from talaria.train import parallel
+from talaria.train.cores import backward_each, cores_for
 from talaria.train.losses import linear_cross_entropy
 from talaria.train.optim import set_rate
 
@@ -91,19 +92,24 @@ def optimisation_step(
 
     Raises UserError after ten steps in a row without a finite loss and gradient.
     """
-    micro_batches = split_rows(batch, micro_rows)
-    if measure_noise and len(micro_batches) == 1 and len(batch.inputs_BT) > 1:
-        micro_batches = split_rows(batch, (len(batch.inputs_BT) + 1) // 2)
+    rows = len(batch.inputs_BT)
+    cores = cores_for(model, rows)
+    # As many pieces as give each core the same work, with at most `micro_rows` rows in flight over all cores.
+    micro_batches = split_rows(batch, -(-rows // (cores * -(-rows // micro_rows))))
+    if measure_noise and len(micro_batches) == 1 and rows > 1:
+        micro_batches = split_rows(batch, (rows + 1) // 2)
     counts = [int(micro.loss_mask_BT.sum()) for micro in micro_batches]
     n_tokens = parallel.sum_over_ranks(sum(counts))
     if n_tokens == 0:
         raise UserError("a batch without a single counted token; check the conversations' assistant turns")
-    total, first_square = 0.0, 0.0
-    for i, micro in enumerate(micro_batches):
+
+    def loss_of(micro: Batch) -> Tensor:
         with torch.autocast(micro.inputs_BT.device.type, dtype=autocast, enabled=autocast is not None):
-            loss_sum = summed_loss(model, micro, document_attention)
-        (loss_sum / n_tokens).backward()  # type: ignore[no-untyped-call]
-        total += float(loss_sum.detach())
+            return summed_loss(model, micro, document_attention)
+
+    total, first_square = 0.0, 0.0
+    for i, loss_sum in enumerate(backward_each(loss_of, micro_batches, model, n_tokens, cores)):
+        total += loss_sum
         if measure_noise and i == 0:
             first_square = float(_grad_norm(model)) ** 2 * (n_tokens / max(counts[0], 1)) ** 2
     parallel.sum_gradients(model)

@@ -52,8 +52,8 @@ class Namer:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._taken_en: list[str] = []
-        self._taken_zh: list[str] = []
+        self._taken: set[str] = set()  # names, in either language
+        self._parts: set[str] = set()  # every substring of them
 
     def take(self, ends: tuple[Term, ...], count: int) -> list[Term]:
         """Return `count` names that end in one of `ends`; longer ones once the short ones are used up."""
@@ -69,26 +69,14 @@ class Namer:
                 for end in ends
             ]
             self._rng.shuffle(pool)
-            taken_en, taken_zh = set(self._taken_en), set(self._taken_zh)
             for name in pool:
                 if len(names) == count:
                     return names
-                if self._clashes(name, taken_en, taken_zh):
+                spellings = (name.en.lower(), name.zh)
+                parts = {text[i:j] for text in spellings for i in range(len(text)) for j in range(i + 1, len(text) + 1)}
+                if parts & self._taken or self._parts & set(spellings):
                     continue
                 names.append(name)
-                taken_en.add(name.en.lower())
-                taken_zh.add(name.zh)
-                self._taken_en.append(name.en.lower())
-                self._taken_zh.append(name.zh)
+                self._taken.update(spellings)
+                self._parts |= parts
         raise AssertionError("itertools.count never ends")
-
-    def _clashes(self, name: Term, taken_en: set[str], taken_zh: set[str]) -> bool:
-        """True when the name is, contains or is contained in one already taken."""
-        en, zh = name.en.lower(), name.zh
-        if en in taken_en or zh in taken_zh:
-            return True
-        parts_en = {en[i:j] for i in range(len(en)) for j in range(i + 1, len(en) + 1)}
-        parts_zh = {zh[i:j] for i in range(len(zh)) for j in range(i + 1, len(zh) + 1)}
-        if parts_en & taken_en or parts_zh & taken_zh:
-            return True
-        return any(en in other for other in self._taken_en) or any(zh in other for other in self._taken_zh)
