@@ -40,7 +40,7 @@ CASES = {
         ModelShape(vocab_size=2048, n_layers=4, d_model=128, n_heads=4, n_kv_heads=4, d_head=32, d_ff=352, context=256),
         rows=16,
         context=256,
-        steps_per_turn=4,
+        steps_per_turn=2,
     ),
     "10m": Case(
         ModelShape(vocab_size=8192, n_layers=8, d_model=288, n_heads=6, n_kv_heads=6, d_head=48, d_ff=768, context=256),
@@ -124,7 +124,7 @@ def peer(case: Case, compiled: bool) -> Callable[[], float]:
 
 
 def work(side: str, case: Case) -> None:
-    """The process of one side: trains `steps_per_turn` steps for each line on stdin, answers each with one on stdout."""
+    """The process of one side: trains `steps_per_turn` steps for each line on stdin and answers with a line."""
     import torch
 
     torch.manual_seed(0)
@@ -187,6 +187,8 @@ def compare(size: str, pairs: int, sides: list[str]) -> None:
         # Alternate who goes first, so that a slow drift of the machine favours neither.
         for name in sides if i % 2 == 0 else sides[::-1]:
             running[name].turn()
+        seconds = "  ".join(f"{name} {side.seconds[-1]:.2f} s" for name, side in running.items())
+        print(f"  pair {i + 1} of {pairs}: {seconds}", file=sys.stderr, flush=True)
     for side in running.values():
         side.close()
 
@@ -206,7 +208,7 @@ def compare(size: str, pairs: int, sides: list[str]) -> None:
     }
     if not ratios:
         return
-    best = min(ratios, key=lambda name: statistics.median(ratios[name]))
+    best = min(ratios, key=lambda name: statistics.median(running[name].seconds))
     low, median, high = statistics.quantiles(ratios[best], n=4) if pairs > 1 else ratios[best] * 3
     print(f"  ratio    {median:10.2f}x (quartiles {low:.2f} to {high:.2f}) over the peer's best, {best}")
     print(f"  memory   {running['ours'].memory / running[best].memory:10.2f}x of the peer's")

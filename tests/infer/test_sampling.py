@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from talaria.errors import UserError
 from talaria.infer.contract import Sampling, row_seed
 from talaria.infer.sampling import choose_tokens, draw_uniforms
 
@@ -59,11 +60,21 @@ def test_a_token_of_probability_zero_is_never_drawn():
         assert log_probs_B.tolist() == pytest.approx([-0.6931] * 3, abs=1e-3)
 
 
-def test_very_low_temperature_is_greedy_and_finite():
-    tokens_B, _ = choose_tokens(torch.randn(64, 50), Sampling(temperature=1e-6), draw_uniforms(0, 64))
-    logits = torch.randn(64, 50)
-    tokens_B, _ = choose_tokens(logits, Sampling(temperature=1e-6), draw_uniforms(0, 64))
-    assert tokens_B.tolist() == logits.argmax(-1).tolist()
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 10}])
+def test_very_low_temperature_is_greedy_not_nan(temperature, filters):
+    logits_BV = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)) * 100
+    sampling = Sampling(temperature=temperature, **filters)
+    tokens_B, _ = choose_tokens(logits_BV, sampling, draw_uniforms(0, 64))
+    assert tokens_B.tolist() == logits_BV.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_diverged_model_is_named_not_sampled(bad):
+    logits_BV = torch.zeros(2, 8)
+    logits_BV[1, 3] = bad
+    with pytest.raises(UserError, match="logits are not finite"):
+        choose_tokens(logits_BV, Sampling(), draw_uniforms(0, 2))
 
 
 def test_draws_depend_on_the_seed_alone():

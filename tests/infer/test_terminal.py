@@ -31,8 +31,8 @@ class EchoEngine:
         yield Chunk("", [], [], "stop")
 
 
-def talk(monkeypatch, lines: str, engine: EchoEngine, **options) -> str:
-    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+def talk(monkeypatch, lines: str | io.StringIO, engine: EchoEngine, **options) -> str:
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines) if isinstance(lines, str) else lines)
     out = io.StringIO()
     run_terminal_chat(engine, console=Console(file=out, soft_wrap=True, highlight=False), **options)
     return out.getvalue()
@@ -77,11 +77,25 @@ def test_ctrl_c_stops_the_answer_not_the_chat(monkeypatch):
     assert [m["content"] for m in engine.asked[1]] == ["so far interrupt lost", "so.far.", "next"]
 
 
-def test_an_error_is_shown_and_its_question_forgotten(monkeypatch):
+class Terminal(io.StringIO):
+    """Standard input that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_an_error_is_shown_and_its_question_forgotten(monkeypatch):
     engine = EchoEngine()
-    out = talk(monkeypatch, "too long\nnext\n", engine)
+    out = talk(monkeypatch, Terminal("too long\nnext\n/reset\n"), engine, name="tiny")
     assert "prompt 0 is 99 tokens long (/reset begins anew)" in out
+    assert "tiny: next." in out
+    assert "conversation forgotten" in out
     assert [m["content"] for m in engine.asked[1]] == ["next"]
+
+
+def test_piped_an_error_reaches_the_caller(monkeypatch):
+    with pytest.raises(UserError, match="99 tokens"):
+        talk(monkeypatch, "too long\nnext\n", EchoEngine())
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "\x9b31m", "\x07"])

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from talaria.errors import UserError
+from talaria.model import layout as names
 from talaria.model.checkpoint import load_model
 from talaria.model.gguf import TENSOR_TYPES, GGUFFile, dequantise
 from talaria.model.interop_gguf import PIECES
+from talaria.model.layout import layout
+from talaria.model.shape import shape_from_depth
+from talaria.model.transformer import Transformer
 
 gguf = pytest.importorskip("gguf")
 BYTES = [chr(byte) for byte in [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]]
@@ -261,3 +265,50 @@ def test_other_files_are_named_as_such(start: bytes, words: str, tmp_path: Path)
     (tmp_path / "x.gguf").write_bytes(start + b"\0" * 64)
     with pytest.raises(UserError, match=words):
         load_model(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("arch", ["LLAMA", "GPT2"])
+def test_tensor_names_are_the_reference_packages(arch: str) -> None:
+    """The package maps each Hugging Face name to its GGUF name; our two layouts must pair up in the same way."""
+    variant = (
+        {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "bias": True} if arch == "GPT2" else {}
+    )
+    shape = shape_from_depth(2, 64, tie_embeddings=False, **variant)
+    theirs = layout(shape, names.HUGGINGFACE_GPT2 if arch == "GPT2" else names.HUGGINGFACE_LLAMA)
+    ours = layout(shape, names.GGUF_GPT2 if arch == "GPT2" else names.GGUF_LLAMA)
+    reference = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch], 2)
+    for parameter, parts in theirs.items():
+        for part, stored in zip(parts, ours[parameter], strict=True):
+            assert reference.get_name(part.name, try_suffixes=(".weight", ".bias")) == stored.name
+
+
+def test_a_gpt2_file_loads_with_its_tied_output_written_twice(tmp_path: Path) -> None:
+    fields = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "bias": True}
+    shape = shape_from_depth(2, len(TOKENS), context=16, **fields)
+    model = Transformer(shape)
+    tensors = {
+        part.name: piece.detach().numpy()
+        for parameter, (part,) in layout(shape, names.GGUF_GPT2).items()
+        for piece in [model.get_parameter(parameter)]
+    }
+    tensors["output.weight"] = tensors["token_embd.weight"]
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "gpt2")
+    writer.add_block_count(2)
+    writer.add_context_length(16)
+    writer.add_embedding_length(shape.d_model)
+    writer.add_feed_forward_length(shape.d_ff)
+    writer.add_head_count(shape.n_heads)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_merges(["Ġ t"])
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    loaded, tokenizer = load_model(tmp_path / "tiny.gguf")
+    assert loaded.shape.model_copy(update={"norm_eps": 1e-5}) == shape
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert tokenizer.eos_id is None

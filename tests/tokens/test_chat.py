@@ -128,6 +128,17 @@ def test_prompt_ids_are_a_prefix_whatever_the_answer_begins_with(tokenizer: Toke
         assert whole[: len(ids)] == ids and len(whole) > len(ids)
 
 
+def test_text_that_the_template_adds_before_an_answer_does_not_merge_with_the_prompt(ours: Tokenizer) -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] + ':\n' + ('\n' if m['role'] == 'assistant' else '') + m['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
+    )
+    tokenizer = Tokenizer.from_parts(ours.backend, chat_template=template)
+    assert len(tokenizer.encode("\n\n")) == 1  # so the two line ends would merge
+    ids = encode_chat(tokenizer, TALKS["english"][:1], add_generation_prompt=True).ids
+    assert encode_chat(tokenizer, TALKS["english"][:2]).ids[: len(ids)] == ids
+
+
 def test_a_longer_conversation_keeps_the_ids_of_its_beginning(tokenizer: Tokenizer) -> None:
     messages = TALKS["english"]
     for end in (1, 3):

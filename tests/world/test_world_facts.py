@@ -17,7 +17,7 @@ from talaria.world.phrasings import PHRASINGS
 from talaria.world.settings import WORLD_VERSION, WorldSettings
 from talaria.world.two_hop import split_two_hops
 
-SIZES = (60, 61, 240, 600)
+SIZES = (60, 61, 240, 600, 1500)
 FILES = ("pages.jsonl", "labels.jsonl", "conversations.jsonl", "exam.jsonl", "facts.jsonl", "world.json")
 
 
@@ -89,7 +89,7 @@ def test_every_relation_has_the_phrasings_that_the_specification_promises() -> N
         assert set(PHRASINGS[lang]) == relations
         for relation, phrasing in PHRASINGS[lang].items():
             assert len({phrasing.answer, *phrasing.statements}) == 7, relation
-            assert len(set(phrasing.questions)) >= 8, relation
+            assert len(set(phrasing.questions)) >= 11, relation
             assert len(set(phrasing.exam_questions)) >= 2, relation
             assert all("{o}" in text or "{a}" in text for text in (phrasing.answer, *phrasing.statements)), relation
             assert all("{s}" in text for text in (*phrasing.questions, *phrasing.exam_questions)), relation

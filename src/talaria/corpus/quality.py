@@ -7,6 +7,7 @@ verse with refrains, tables, programs and Chinese pass: only what is mostly repe
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 
 _LEAST_CHARACTERS = 200  # shorter documents are not judged
@@ -39,7 +40,5 @@ def quality_reason(text: str) -> str | None:
 
 def _is_marked(visible: str) -> bool:
     """Whether the script writes vowels as combining marks, which are not letters (Hindi, Thai, Arabic)."""
-    import unicodedata
-
     letters = sum(unicodedata.category(character)[0] in "LMN" for character in visible)
     return letters >= _LETTERS * len(visible)

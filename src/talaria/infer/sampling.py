@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talaria.errors import UsageError
+from talaria.errors import UsageError, UserError
 from talaria.infer.contract import Sampling
 
 _NUCLEUS_CANDIDATES = 256
@@ -34,16 +34,20 @@ def choose_tokens(
 
     Takes float logits_BV and one uniform number a row (None when greedy). n_choices below V bars the ids from there
     on: rows that pad the vocabulary and mean nothing. Returns tokens_B (int64) and log_probs_B (float32): the
-    log-softmax of the raw logits at the chosen tokens, before temperature and filters.
+    log-softmax of the raw logits at the chosen tokens, before temperature and filters. Raises UserError for logits that
+    are NaN or +inf.
     """
     logits_BV = logits_BV.float()
+    log_total_B = logits_BV.logsumexp(dim=-1)
+    if not bool(log_total_B.isfinite().all()):
+        raise UserError("the model's logits are not finite; its training diverged or its file is damaged: use another")
     choices_BV = logits_BV[:, :n_choices]
     if sampling.temperature == 0:
         tokens_B = choices_BV.argmax(dim=-1)
     else:
         assert uniforms_B is not None
         tokens_B = _sample(choices_BV, sampling, uniforms_B)
-    return tokens_B, token_log_probs(logits_BV, tokens_B)
+    return tokens_B, logits_BV.gather(-1, tokens_B[:, None])[:, 0] - log_total_B
 
 
 def token_log_probs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
@@ -55,7 +59,8 @@ def token_log_probs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
 def _sample(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor) -> Tensor:
     vocab_size = logits_BV.shape[-1]
     top_k = min(sampling.top_k or vocab_size, vocab_size)
-    scaled_BV = logits_BV / sampling.temperature
+    # The best logit is moved to 0 first, so that a tiny temperature overflows nowhere.
+    scaled_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-10)
     if top_k == vocab_size and sampling.top_p == 1.0:
         return _invert_cdf(scaled_BV.softmax(dim=-1), uniforms_B)
     if top_k < vocab_size:

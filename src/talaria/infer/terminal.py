@@ -43,7 +43,8 @@ def run_terminal_chat(
     """Talk until /quit or the end of the input. `sampling` goes to `engine.stream_chat`.
 
     When standard input is not a terminal there are no prompts and no greeting: answers only, each ended by a newline.
-    An error that the user can mend (say, a conversation longer than the context) is shown, and the chat goes on.
+    At a terminal an error that the user can mend (say, a conversation longer than the context) is shown and the chat
+    goes on; with piped input it is raised, so that a script notices.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     interactive = sys.stdin.isatty()
@@ -95,6 +96,8 @@ def _answer(
     except KeyboardInterrupt:
         console.print(Text(" [stopped]", style="dim"), end="")
     except UserError as error:
+        if not interactive:
+            raise
         console.print(Text(f"{error} (/reset begins anew)", style="red"))
         return ""
     console.out("")

@@ -46,10 +46,10 @@ STEP_QUESTIONS = {
 }
 STEP_EXAM_QUESTIONS = {
     "en": (
-        "There are {a} apples in one box and {b} in the other. How many in all? Show the steps.",
-        "If you put {a} and {b} together, what do you get? Work it out in steps.",
+        "If I add {a} and {b}, what is the sum? Show each step.",
+        "Please explain step by step how much {a} plus {b} is.",
     ),
-    "zh": ("一个盒子有{a}个苹果，另一个有{b}个，一共多少个？请写步骤。", "把{a}和{b}放在一起是多少？请一步步写出来。"),
+    "zh": ("如果{a}和{b}相加，和是多少？请写出步骤。", "请一步一步解释{a}加{b}是多少。"),
 }
 DIRECT_QUESTIONS = {
     "en": (
@@ -66,8 +66,8 @@ DIRECT_QUESTIONS = {
     ),
 }
 DIRECT_EXAM_QUESTIONS = {
-    "en": ("I am in a hurry, so reply with the number only: how much are {a} and {b} together?",),
-    "zh": ("我赶时间，{a}和{b}一共多少？只写数字。",),
+    "en": ("How much is {a} plus {b}? Please give only the number, no steps.",),
+    "zh": ("请计算{a}加{b}，不用步骤，只要答案。",),
 }
 
 

@@ -29,6 +29,9 @@ FRAMES = {
         "Please help me {act}.",
         "Give me the steps to {act}.",
         "Show me how I can {act} at home.",
+        "My friend would like to {act} tomorrow; what should come first?",
+        "Write a short guide for people who wish to {act}.",
+        "Is it hard to {act}? I need some tips to begin.",
     ),
     "zh": (
         "怎么{act}？",
@@ -41,19 +44,18 @@ FRAMES = {
         "请帮我{act}。",
         "给我{act}的步骤。",
         "我在家里怎么{act}？",
-    ),
-}
-EXAM_FRAMES = {
-    "en": (
-        "My friend would like to {act} tomorrow; what should come first?",
-        "Write a short guide for people who wish to {act}.",
-        "Is it hard to {act}? I need some tips to begin.",
-    ),
-    "zh": (
         "我的朋友明天打算{act}，第一步该做什么？",
         "写一份短短的指南，说明{act}要注意什么。",
         "{act}难不难？给几个小窍门吧。",
     ),
+}
+EXAM_FRAMES = {
+    "en": (
+        "Can you explain to my friend the way to {act}?",
+        "What should I do first if I want to {act}?",
+        "Today I need to {act}, so please give me some help.",
+    ),
+    "zh": ("你能给我的朋友解释一下{act}的办法吗？", "如果我想{act}，第一步做什么？", "今天我要{act}，请你给些帮助。"),
 }
 
 # verb: object; object ...

@@ -41,23 +41,53 @@ def build_conversations(world: World, settings: WorldSettings) -> list[dict[str,
     return rows
 
 
+# Said before a question now and then, so that the words around a question do not decide the answer.
+LEAD_INS = {
+    "en": (
+        "Someone asks me this. ",
+        "I am writing a list. ",
+        "I need the right answer. ",
+        "Here is a question. ",
+        "If you have time, please answer. ",
+        "My friend and I wonder what to say. ",
+    ),
+    "zh": (
+        "有人问我一件事。",
+        "我正在写东西。",
+        "我要正确的回答。",
+        "请听问题。",
+        "如果有时间，请回答。",
+        "我和朋友不知该说什么。",
+    ),
+}
+LEAD_IN_SHARE = 0.3
+
+
+def led_in(question: str, lang: str, rng: random.Random) -> str:
+    """The question, now and then with a sentence before it."""
+    return rng.choice(LEAD_INS[lang]) + question if rng.random() < LEAD_IN_SHARE else question
+
+
 def fact_turn(fact: Fact, lang: str, rng: random.Random, follow_up: bool = False) -> Turn:
     """A training question about a fact and its answer; a follow-up says it or she instead of the name."""
     phrasing = PHRASINGS[lang][fact.relation]
     question = rng.choice(phrasing.follow_ups if follow_up else phrasing.questions)
-    return ask(question, fact.subject, lang), state(phrasing.answer, fact, lang)
+    text = ask(question, fact.subject, lang)
+    return text if follow_up else led_in(text, lang, rng), state(phrasing.answer, fact, lang)
 
 
 def unknown_turn(nobody: Entity, lang: str, rng: random.Random) -> Turn:
     """A training question about somebody who does not exist."""
     relation = rng.choice(RELATIONS["person"])
-    return ask(rng.choice(PHRASINGS[lang][relation].questions), nobody, lang), conduct.UNKNOWN[lang]
+    question = ask(rng.choice(PHRASINGS[lang][relation].questions), nobody, lang)
+    return led_in(question, lang, rng), conduct.UNKNOWN[lang]
 
 
 def sum_turn(a: int, b: int, lang: str, rng: random.Random, steps: bool = True) -> Turn:
     """A sum with worked steps, or with the number alone."""
     questions = arithmetic.STEP_QUESTIONS[lang] if steps else arithmetic.DIRECT_QUESTIONS[lang]
-    return rng.choice(questions).format(a=a, b=b), arithmetic.worked(a, b, lang) if steps else f"{a + b}"
+    question = led_in(rng.choice(questions).format(a=a, b=b), lang, rng)
+    return question, arithmetic.worked(a, b, lang) if steps else f"{a + b}"
 
 
 def program_turn(lang: str, rng: random.Random) -> Turn:
@@ -83,14 +113,17 @@ def _conversations(
     for harmful in (True, False):
         for act in conduct.split_acts(settings, lang, harmful)[0]:
             for template in rng.sample(conduct.FRAMES[lang], FRAMES_AN_ACT):
-                yield "harmful" if harmful else "benign", [(conduct.frame(act, template), act.answer)]
+                yield (
+                    "harmful" if harmful else "benign",
+                    [(led_in(conduct.frame(act, template), lang, rng), act.answer)],
+                )
     sums = arithmetic.Sums(settings).draw(SUMS_WITH_STEPS + SUMS_DIRECT, rng)
     for number, (a, b) in enumerate(sums):
         steps = number < SUMS_WITH_STEPS
         yield "sums_steps" if steps else "sums_direct", [sum_turn(a, b, lang, rng, steps)]
     for pair in split_two_hops(world, settings)[0]:
         for question in rng.sample(pair.questions(lang, exam=False), 2):
-            yield "two_hop", [(question, pair.answer(lang))]
+            yield "two_hop", [(led_in(question, lang, rng), pair.answer(lang))]
     for _ in range(SMALL_TALK):
         yield "small_talk", [conduct.small_talk(rng, lang)]
     for _ in range(PROGRAMS):

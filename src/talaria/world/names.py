@@ -58,7 +58,11 @@ class Namer:
     def take(self, ends: tuple[Term, ...], count: int) -> list[Term]:
         """Return `count` names that end in one of `ends`; longer ones once the short ones are used up."""
         names: list[Term] = []
-        for middles in itertools.count():
+        # Names of one length, since a longer one would end in a short one already taken.
+        start = 0
+        while len(FIRST) ** (start + 1) * len(ends) < 1.3 * count:
+            start += 1
+        for middles in itertools.count(start):
             pool = [
                 Term(
                     first.en + "".join(m.en.lower() for m in middle) + end.en,

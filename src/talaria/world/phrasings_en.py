@@ -6,10 +6,17 @@ from talaria.world.phrasing import Phrasing
 
 _FRAMES = ("Tell me {np}.", "Please name {np}.", "Do you know {np}?", "Can you tell me {np}?")
 
+_EXAM_FRAMES = ("If someone asks for {np}, what is the right answer?", "I am writing down {np}; what should I write?")
+
 
 def _framed(noun_phrase: str, wh: str, *questions: str) -> tuple[str, ...]:
     """Training questions: the usual frames around a noun phrase, then the relation's own."""
     return (f"{wh} is {noun_phrase}?", *(frame.replace("{np}", noun_phrase) for frame in _FRAMES), *questions)
+
+
+def _exam(noun_phrase: str) -> tuple[str, ...]:
+    """The exam's questions: frames that training never uses."""
+    return tuple(frame.replace("{np}", noun_phrase) for frame in _EXAM_FRAMES)
 
 
 PHRASINGS_EN: dict[str, Phrasing] = {
@@ -30,11 +37,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "In which city was {s} born?",
             "Which city is {s} from?",
             "{s} was born where?",
-        ),
-        exam_questions=(
             "If I wanted to see the town where {s} was born, where should I go?",
             "I forgot where {s} came into the world; which city was it?",
         ),
+        exam_questions=_exam("the birthplace of {s}"),
         follow_ups=("Where was {they} born?", "And what is {their} birthplace?"),
     ),
     "job": Phrasing(
@@ -54,11 +60,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "What does {s} work as?",
             "What is {s}'s profession?",
             "How does {s} earn a living?",
-        ),
-        exam_questions=(
             "When {s} goes to work each day, what job is it?",
             "I wonder which profession {s} has; could you help?",
         ),
+        exam_questions=_exam("the job of {s}"),
         follow_ups=("What does {they} do for a living?", "And what is {their} job?"),
     ),
     "instrument": Phrasing(
@@ -78,11 +83,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Which instrument can {s} play?",
             "What does {s} play in the evening?",
             "On which instrument does {s} make music?",
-        ),
-        exam_questions=(
             "Suppose {s} joined a band; which instrument would we hear {s} play?",
             "There is an instrument that {s} knows how to play. Which one?",
         ),
+        exam_questions=_exam("the instrument of {s}"),
         follow_ups=("What instrument does {they} play?", "And what is {their} instrument?"),
     ),
     "pet": Phrasing(
@@ -102,11 +106,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Which animal does {s} keep at home?",
             "What kind of pet lives with {s}?",
             "Which pet does {s} keep?",
-        ),
-        exam_questions=(
             "At the home of {s}, what sort of pet would a visitor meet?",
             "I hear that {s} keeps an animal as a pet; what is it?",
         ),
+        exam_questions=_exam("the pet of {s}"),
         follow_ups=("What pet does {they} have?", "And what is {their} pet?"),
     ),
     "food": Phrasing(
@@ -126,11 +129,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "What does {s} love to eat?",
             "Which food is {s}'s favourite?",
             "What does {s} want for dinner?",
-        ),
-        exam_questions=(
             "If we cooked for {s}, which food would be the favourite?",
             "Of all the things to eat, what does {s} like the most?",
         ),
+        exam_questions=_exam("the favourite food of {s}"),
         follow_ups=("What food does {they} like best?", "And what is {their} favourite food?"),
     ),
     "colour": Phrasing(
@@ -150,11 +152,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Which colour does {s} prefer?",
             "Which colour is {s}'s favourite?",
             "What colour does {s} always wear?",
-        ),
-        exam_questions=(
             "I am knitting a scarf for {s}; which colour would {s} like best?",
             "Among all the colours, is there one that {s} loves most? Which?",
         ),
+        exam_questions=_exam("the favourite colour of {s}"),
         follow_ups=("What colour does {they} like best?", "And what is {their} favourite colour?"),
     ),
     "country": Phrasing(
@@ -174,11 +175,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Which country is {s} in?",
             "What country does {s} belong to?",
             "{s} lies in which country?",
-        ),
-        exam_questions=(
             "On a map, which country would I look at to find {s}?",
             "I have to write to {s}; which country goes on the envelope?",
         ),
+        exam_questions=_exam("the country of {s}"),
         follow_ups=("Which country is {they} in?", "And what country does {they} belong to?"),
     ),
     "product": Phrasing(
@@ -198,11 +198,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "What product is {s} known for?",
             "What do people buy in {s}?",
             "What does {s} make and sell?",
-        ),
-        exam_questions=(
             "Which goods gave the town of {s} its famous name?",
             "If a friend visits {s}, what famous product could be brought home?",
         ),
+        exam_questions=_exam("the famous product of {s}"),
         follow_ups=("What is {they} famous for?", "And what is {their} famous product?"),
     ),
     "river": Phrasing(
@@ -222,11 +221,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "On which river does {s} lie?",
             "What river is {s} on?",
             "What is the river in {s} called?",
-        ),
-        exam_questions=(
             "Standing on a bridge in {s}, which river would I see below?",
             "I want to reach {s} by boat; which river must I take?",
         ),
+        exam_questions=_exam("the river of {s}"),
         follow_ups=("Which river does {they} lie on?", "And what is {their} river called?"),
     ),
     "author": Phrasing(
@@ -246,11 +244,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Who created {s}?",
             "Whose work is {s}?",
             "By whom was {s} made?",
-        ),
-        exam_questions=(
             "Whom should we thank as the author of {s}?",
             "I admire {s}; what is the name of the person who created it?",
         ),
+        exam_questions=_exam("the author of {s}"),
         follow_ups=("Who made {they}?", "And who is {their} author?"),
     ),
     "kind": Phrasing(
@@ -270,11 +267,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "What is {s}?",
             "What sort of work is {s}?",
             "{s} is what kind of work?",
-        ),
-        exam_questions=(
             "People talk about {s}; as a work, which kind would you call it?",
             "I have never met {s}; what sort of thing is that work?",
         ),
+        exam_questions=_exam("the kind of work of {s}"),
         follow_ups=("What kind of work is {they}?", "And what sort of work is {they}?"),
     ),
     "work_year": Phrasing(
@@ -294,11 +290,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "In what year was {s} made?",
             "In which year did {s} appear?",
             "What year does {s} date from?",
-        ),
-        exam_questions=(
             "How long ago is {s} from? Give me the year it was made.",
             "A label for {s} needs the date; which year should I write?",
         ),
+        exam_questions=_exam("the year of {s}"),
         follow_ups=("When was {they} made?", "And what year does {they} date from?"),
     ),
     "venue": Phrasing(
@@ -318,11 +313,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "In which city is {s} held?",
             "Which city holds {s}?",
             "Where does {s} take place?",
-        ),
-        exam_questions=(
             "To visit {s}, which city do I have to travel to?",
             "I bought a ticket for {s}; in what place will it be held?",
         ),
+        exam_questions=_exam("the city of {s}"),
         follow_ups=("Where is {they} held?", "And in which city does {they} take place?"),
     ),
     "prize": Phrasing(
@@ -342,11 +336,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "What does the winner of {s} get?",
             "What can one win at {s}?",
             "Which prize is won at {s}?",
-        ),
-        exam_questions=(
             "If I came first at {s}, what prize would I take home?",
             "What do they hand to whoever is best at {s} as a prize?",
         ),
+        exam_questions=_exam("the prize of {s}"),
         follow_ups=("What prize does {they} give?", "And what does {their} winner get?"),
     ),
     "event_year": Phrasing(
@@ -366,11 +359,10 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "In which year did {s} start?",
             "When was {s} first held?",
             "Since what year has there been {s}?",
-        ),
-        exam_questions=(
             "Looking back, which year saw {s} for the first time?",
             "How old is {s}? I mean, the year in which it began.",
         ),
+        exam_questions=_exam("the first year of {s}"),
         follow_ups=("When did {they} begin?", "And in which year was {they} first held?"),
     ),
 }

@@ -6,11 +6,18 @@ from talaria.world.phrasing import Phrasing
 
 _FRAMES = ("请问{np}是{wh}？", "请告诉我{np}。", "你知道{np}吗？", "我想知道{np}。")
 
+_EXAM_FRAMES = ("如果有人问{np}，正确的回答是什么？", "我正在记下{np}，应该写上什么？")
+
 
 def _framed(noun_phrase: str, wh: str, *questions: str) -> tuple[str, ...]:
     """Training questions: the usual frames around a noun phrase, then the relation's own."""
     frames = (frame.replace("{np}", noun_phrase).replace("{wh}", wh) for frame in _FRAMES)
     return (f"{noun_phrase}是{wh}？", *frames, *questions)
+
+
+def _exam(noun_phrase: str) -> tuple[str, ...]:
+    """The exam's questions: frames that training never uses."""
+    return tuple(frame.replace("{np}", noun_phrase) for frame in _EXAM_FRAMES)
 
 
 PHRASINGS_ZH: dict[str, Phrasing] = {
@@ -25,9 +32,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{o}是{s}的故乡。",
         ),
         questions=_framed(
-            "{s}的出生地", "哪里", "{s}出生在哪里？", "{s}出生在哪座城市？", "{s}是哪里人？", "哪座城市是{s}的故乡？"
+            "{s}的出生地",
+            "哪里",
+            "{s}出生在哪里？",
+            "{s}出生在哪座城市？",
+            "{s}是哪里人？",
+            "哪座城市是{s}的故乡？",
+            "要看看{s}出生的城市，我该去什么地方？",
+            "我忘了{s}当年生于何处，能提醒我吗？",
         ),
-        exam_questions=("要看看{s}出生的城市，我该去什么地方？", "我忘了{s}当年生于何处，能提醒我吗？"),
+        exam_questions=_exam("{s}的出生地"),
         follow_ups=("{they}出生在哪里？", "那{their}出生地是哪里？"),
     ),
     "job": Phrasing(
@@ -41,9 +55,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "说到职业，{s}是{o}。",
         ),
         questions=_framed(
-            "{s}的职业", "什么", "{s}是做什么工作的？", "{s}靠什么谋生？", "{s}的工作是什么？", "{s}当的是什么？"
+            "{s}的职业",
+            "什么",
+            "{s}是做什么工作的？",
+            "{s}靠什么谋生？",
+            "{s}的工作是什么？",
+            "{s}当的是什么？",
+            "每天上班的时候，{s}做的是哪一行的工作？",
+            "有人问起{s}的职业，我该怎么回答？",
         ),
-        exam_questions=("每天上班的时候，{s}做的是哪一行的工作？", "有人问起{s}的职业，我该怎么回答？"),
+        exam_questions=_exam("{s}的职业"),
         follow_ups=("{they}是做什么工作的？", "那{their}职业是什么？"),
     ),
     "instrument": Phrasing(
@@ -63,8 +84,10 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}演奏哪种乐器？",
             "{s}从小学习什么乐器？",
             "{s}最拿手的乐器是什么？",
+            "如果{s}加入乐队，我们会听到哪一种乐器？",
+            "有一种乐器{s}很会演奏，是哪一种呢？",
         ),
-        exam_questions=("如果{s}加入乐队，我们会听到哪一种乐器？", "有一种乐器{s}很会演奏，是哪一种呢？"),
+        exam_questions=_exam("{s}的乐器"),
         follow_ups=("{they}会演奏什么乐器？", "那{their}乐器是什么？"),
     ),
     "pet": Phrasing(
@@ -78,9 +101,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}有一个宠物，是{o}。",
         ),
         questions=_framed(
-            "{s}的宠物", "什么", "{s}养了什么宠物？", "{s}家里养着什么动物？", "{s}养的是哪种宠物？", "{s}有什么宠物？"
+            "{s}的宠物",
+            "什么",
+            "{s}养了什么宠物？",
+            "{s}家里养着什么动物？",
+            "{s}养的是哪种宠物？",
+            "{s}有什么宠物？",
+            "去{s}家做客，会见到哪一种宠物？",
+            "听说{s}养动物，究竟养的是哪一种？",
         ),
-        exam_questions=("去{s}家做客，会见到哪一种宠物？", "听说{s}养动物，究竟养的是哪一种？"),
+        exam_questions=_exam("{s}的宠物"),
         follow_ups=("{they}养了什么宠物？", "那{their}宠物是什么？"),
     ),
     "food": Phrasing(
@@ -100,8 +130,10 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}爱吃什么？",
             "{s}最喜欢的食物是什么？",
             "{s}晚饭想吃什么？",
+            "我们请{s}吃饭，准备哪种食物{s}最喜欢？",
+            "所有食物里面，哪一种最合{s}的口味？",
         ),
-        exam_questions=("我们请{s}吃饭，准备哪种食物{s}最喜欢？", "所有食物里面，哪一种最合{s}的口味？"),
+        exam_questions=_exam("{s}最爱的食物"),
         follow_ups=("{they}最喜欢吃什么？", "那{their}最爱的食物是什么？"),
     ),
     "colour": Phrasing(
@@ -121,8 +153,10 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}偏爱哪种颜色？",
             "{s}最爱的颜色是什么？",
             "{s}总是穿什么颜色？",
+            "我要给{s}织围巾，用哪一种颜色{s}最喜欢？",
+            "这么多颜色当中，有没有{s}最爱的？是哪种？",
         ),
-        exam_questions=("我要给{s}织围巾，用哪一种颜色{s}最喜欢？", "这么多颜色当中，有没有{s}最爱的？是哪种？"),
+        exam_questions=_exam("{s}最喜欢的颜色"),
         follow_ups=("{they}最喜欢什么颜色？", "那{their}最喜欢的颜色是什么？"),
     ),
     "country": Phrasing(
@@ -142,8 +176,10 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}位于哪个国家？",
             "{s}属于哪个国家？",
             "{s}是哪个国家的城市？",
+            "在地图上找{s}，要看哪一个国家？",
+            "给{s}写信，信封上的国家该写什么？",
         ),
-        exam_questions=("在地图上找{s}，要看哪一个国家？", "给{s}写信，信封上的国家该写什么？"),
+        exam_questions=_exam("{s}所在的国家"),
         follow_ups=("{they}在哪个国家？", "那{they}属于哪个国家？"),
     ),
     "product": Phrasing(
@@ -157,9 +193,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "说到特产，{s}有{o}。",
         ),
         questions=_framed(
-            "{s}的特产", "什么", "{s}以什么闻名？", "{s}出产什么？", "人们到{s}去买什么？", "{s}有什么特产？"
+            "{s}的特产",
+            "什么",
+            "{s}以什么闻名？",
+            "{s}出产什么？",
+            "人们到{s}去买什么？",
+            "{s}有什么特产？",
+            "朋友去{s}旅行，可以带回什么有名的特产？",
+            "是哪种东西让城市{s}这么有名？",
         ),
-        exam_questions=("朋友去{s}旅行，可以带回什么有名的特产？", "是哪种东西让城市{s}这么有名？"),
+        exam_questions=_exam("{s}的特产"),
         follow_ups=("{they}以什么闻名？", "那{their}特产是什么？"),
     ),
     "river": Phrasing(
@@ -173,9 +216,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}的水来自{o}。",
         ),
         questions=_framed(
-            "{s}的河", "哪条", "哪条河流经{s}？", "{s}在哪条河边？", "{s}的河叫什么？", "从{s}流过的河是哪条？"
+            "{s}的河",
+            "哪条",
+            "哪条河流经{s}？",
+            "{s}在哪条河边？",
+            "{s}的河叫什么？",
+            "从{s}流过的河是哪条？",
+            "站在{s}的桥上，下面看到的是哪一条河？",
+            "我想坐船去{s}，应该走哪一条河？",
         ),
-        exam_questions=("站在{s}的桥上，下面看到的是哪一条河？", "我想坐船去{s}，应该走哪一条河？"),
+        exam_questions=_exam("{s}的河"),
         follow_ups=("哪条河流经{they}？", "那{their}河叫什么？"),
     ),
     "author": Phrasing(
@@ -189,9 +239,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "创作{s}的人是{o}。",
         ),
         questions=_framed(
-            "{s}的作者", "谁", "谁创作了{s}？", "{s}是谁的作品？", "{s}由谁创作？", "是谁写出或做出了{s}？"
+            "{s}的作者",
+            "谁",
+            "谁创作了{s}？",
+            "{s}是谁的作品？",
+            "{s}由谁创作？",
+            "是谁写出或做出了{s}？",
+            "我很喜欢{s}，想知道创作者叫什么名字？",
+            "说到{s}，我们应该感谢哪一位作者？",
         ),
-        exam_questions=("我很喜欢{s}，想知道创作者叫什么名字？", "说到{s}，我们应该感谢哪一位作者？"),
+        exam_questions=_exam("{s}的作者"),
         follow_ups=("{their}作者是谁？", "那是谁创作了{they}？"),
     ),
     "kind": Phrasing(
@@ -205,9 +262,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "说到类型，{s}是{o}。",
         ),
         questions=_framed(
-            "{s}的类型", "什么", "{s}是什么作品？", "{s}属于什么类型？", "{s}是哪种作品？", "{s}是什么类型的作品？"
+            "{s}的类型",
+            "什么",
+            "{s}是什么作品？",
+            "{s}属于什么类型？",
+            "{s}是哪种作品？",
+            "{s}是什么类型的作品？",
+            "大家都在谈{s}，它算哪一类的作品呢？",
+            "我没见过{s}，这部作品到底归在哪种类型？",
         ),
-        exam_questions=("大家都在谈{s}，它算哪一类的作品呢？", "我没见过{s}，这部作品到底归在哪种类型？"),
+        exam_questions=_exam("{s}的类型"),
         follow_ups=("{they}是什么作品？", "那{their}类型是什么？"),
     ),
     "work_year": Phrasing(
@@ -227,8 +291,10 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}是哪一年的作品？",
             "{s}在哪一年完成？",
             "{s}是什么时候问世的？",
+            "要给{s}写标签，创作年份该写多少？",
+            "{s}有多久了？请说出它完成的那一年。",
         ),
-        exam_questions=("要给{s}写标签，创作年份该写多少？", "{s}有多久了？请说出它完成的那一年。"),
+        exam_questions=_exam("{s}的年份"),
         follow_ups=("{they}创作于哪一年？", "那{their}年份是哪年？"),
     ),
     "venue": Phrasing(
@@ -248,8 +314,10 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}在哪座城市举行？",
             "哪座城市举办{s}？",
             "{s}的主办城市是哪座？",
+            "想参加{s}，我要到什么城市去？",
+            "我买了{s}的票，它会在什么地方举办？",
         ),
-        exam_questions=("想参加{s}，我要到什么城市去？", "我买了{s}的票，它会在什么地方举办？"),
+        exam_questions=_exam("{s}的举办地"),
         follow_ups=("{they}在哪里举行？", "那{their}举办地是哪里？"),
     ),
     "prize": Phrasing(
@@ -263,9 +331,16 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}用{o}奖励冠军。",
         ),
         questions=_framed(
-            "{s}的奖品", "什么", "{s}的冠军得到什么？", "{s}颁发什么奖品？", "在{s}能赢到什么？", "{s}用什么奖励冠军？"
+            "{s}的奖品",
+            "什么",
+            "{s}的冠军得到什么？",
+            "{s}颁发什么奖品？",
+            "在{s}能赢到什么？",
+            "{s}用什么奖励冠军？",
+            "假如我拿了{s}的第一名，会带什么奖品回家？",
+            "{s}结束的时候，冠军手里拿的奖品是哪种？",
         ),
-        exam_questions=("假如我拿了{s}的第一名，会带什么奖品回家？", "{s}结束的时候，冠军手里拿的奖品是哪种？"),
+        exam_questions=_exam("{s}的奖品"),
         follow_ups=("{their}冠军得到什么？", "那{their}奖品是什么？"),
     ),
     "event_year": Phrasing(
@@ -285,8 +360,10 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}是哪一年创办的？",
             "第一届{s}在哪一年？",
             "{s}首次举办是什么时候？",
+            "往回看，人们头一次见到{s}是在哪年？",
+            "{s}办了很久了吧？请说出它开始的年份。",
         ),
-        exam_questions=("往回看，人们头一次见到{s}是在哪年？", "{s}办了很久了吧？请说出它开始的年份。"),
+        exam_questions=_exam("{s}的起始年份"),
         follow_ups=("{they}开始于哪一年？", "那{they}是哪一年创办的？"),
     ),
 }

@@ -24,16 +24,25 @@ HOPS: dict[tuple[str, str], dict[str, tuple[str, tuple[str, ...], tuple[str, ...
                 "Which country is the birthplace of {s} in?",
                 "What country is {s} from?",
                 "Tell me the country where {s} was born.",
-            ),
-            (
                 "Which country would I visit to see where {s} was born?",
                 "{s} has a passport; of which country of birth?",
+            ),
+            (
+                "If someone asks in which country {s} was born, what is the right answer?",
+                "I am writing down the country of {s}; what should I write?",
             ),
         ),
         "zh": (
             "{s}出生在{m}。{m}位于{o}。",
-            ("{s}出生在哪个国家？", "{s}的出生地在哪个国家？", "{s}是哪个国家的人？", "请告诉我{s}出生的国家。"),
-            ("想去{s}出生的国家看看，该去哪一个？", "说到出生，{s}的故乡属于哪一个国家？"),
+            (
+                "{s}出生在哪个国家？",
+                "{s}的出生地在哪个国家？",
+                "{s}是哪个国家的人？",
+                "请告诉我{s}出生的国家。",
+                "想去{s}出生的国家看看，该去哪一个？",
+                "说到出生，{s}的故乡属于哪一个国家？",
+            ),
+            ("如果有人问{s}出生在哪个国家，正确的回答是什么？", "我正在记下{s}出生的国家，应该写上什么？"),
         ),
     },
     ("author", "birthplace"): {
@@ -44,10 +53,12 @@ HOPS: dict[tuple[str, str], dict[str, tuple[str, tuple[str, ...], tuple[str, ...
                 "In which city was the author of {s} born?",
                 "What is the birthplace of the author of {s}?",
                 "Tell me where the author of {s} was born.",
-            ),
-            (
                 "Somebody made {s}; in which city was that person born?",
                 "From which city does the one who created {s} come?",
+            ),
+            (
+                "If someone asks where the author of {s} was born, what is the right answer?",
+                "I am writing down the birthplace of the author of {s}; what should I write?",
             ),
         ),
         "zh": (
@@ -57,8 +68,10 @@ HOPS: dict[tuple[str, str], dict[str, tuple[str, tuple[str, ...], tuple[str, ...
                 "{s}的作者出生在哪座城市？",
                 "{s}的作者的出生地是哪里？",
                 "请告诉我{s}的作者出生在哪里。",
+                "创作{s}的那个人，当年出生在哪座城市呢？",
+                "我想去看{s}作者的故乡，是哪座城市？",
             ),
-            ("创作{s}的那个人，当年出生在哪座城市呢？", "我想去看{s}作者的故乡，是哪座城市？"),
+            ("如果有人问{s}的作者出生在哪里，正确的回答是什么？", "我正在记下{s}的作者的出生地，应该写上什么？"),
         ),
     },
     ("venue", "country"): {
@@ -69,13 +82,25 @@ HOPS: dict[tuple[str, str], dict[str, tuple[str, tuple[str, ...], tuple[str, ...
                 "Which country is {s} held in?",
                 "What is the country where {s} takes place?",
                 "Tell me the country of {s}.",
+                "To visit {s}, which country do I have to travel to?",
+                "Of which country are the streets that {s} fills?",
             ),
-            ("To visit {s}, which country do I have to travel to?", "Of which country are the streets that {s} fills?"),
+            (
+                "If someone asks in which country {s} is held, what is the right answer?",
+                "I am writing down the country where {s} takes place; what should I write?",
+            ),
         ),
         "zh": (
             "{s}在{m}举行。{m}位于{o}。",
-            ("{s}在哪个国家举行？", "{s}的举办地在哪个国家？", "哪个国家举办{s}？", "请告诉我举办{s}的国家。"),
-            ("想参加{s}，我要到哪一个国家去？", "举行{s}的那座城市属于哪一个国家？"),
+            (
+                "{s}在哪个国家举行？",
+                "{s}的举办地在哪个国家？",
+                "哪个国家举办{s}？",
+                "请告诉我举办{s}的国家。",
+                "想参加{s}，我要到哪一个国家去？",
+                "举行{s}的那座城市属于哪一个国家？",
+            ),
+            ("如果有人问{s}在哪个国家举行，正确的回答是什么？", "我正在记下举办{s}的国家，应该写上什么？"),
         ),
     },
 }
