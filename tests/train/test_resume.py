@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer stage's folder and a file of conversations."""
     folder = tmp_path_factory.mktemp("data")
     draw = random.Random(0)
-    words = "the wing of a sandal carries one word over sea and land to gods".split()
+    words = ["the", "wing", "of", "a", "sandal", "carries", "one", "word", "over", "sea", "and", "land", "to", "gods"]
     texts = [" ".join(draw.choices(words, k=30)) for _ in range(200)]
     settings = TokenizerSettings(vocab_size=300, validation_fraction=0.05)
     tokenizer = Tokenizer.train(texts, settings)
