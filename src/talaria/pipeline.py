@@ -367,9 +367,20 @@ def import_model(source: Path, target: Path) -> None:
 def chat(path: Path, system: str | None, temperature: float, top_p: float, max_tokens: int, seed: int | None) -> None:
     """Talk to a model in the terminal."""
     from talaria.infer.load import load
-    from talaria.infer.terminal import run_terminal_chat
+    from talaria.infer.terminal import Continuation, run_terminal_chat
 
-    run_terminal_chat(load(path), system=system, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    engine = load(path)
+    chats = engine.tokenizer.chat_template is not None
+    if not chats:
+        console.print("this model has no chat template: it goes on from what you type")
+    run_terminal_chat(
+        engine if chats else Continuation(engine),
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
 
 
 def serve(path: Path, host: str, port: int, keys: Path) -> None:

@@ -75,7 +75,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file; of a folder, over its files' relative names and hashes, manifest and done-mark left out."""
+    """Hex SHA-256 of a file; of a folder, over its files' relative names and hashes, without manifest and done-mark."""
     if path.is_dir():
         lines = [f"{file.relative_to(path)} {sha256(file)}\n" for file in _content_below(path)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()

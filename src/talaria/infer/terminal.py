@@ -17,6 +17,7 @@ from rich.text import Text
 
 from talaria.errors import UserError
 from talaria.infer.contract import Chunk, Message
+from talaria.infer.engine import Engine
 
 HELP = """\
 /reset        forget the conversation so far
@@ -31,6 +32,16 @@ class ChatEngine(Protocol):
     def stream_chat(self, messages: Sequence[Message], **sampling: Any) -> Iterator[Chunk]:
         """Answer a conversation, piece by piece."""
         ...
+
+
+class Continuation:
+    """A model without a chat template as a chat engine: it goes on from what was typed last."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def stream_chat(self, messages: Sequence[Message], **sampling: Any) -> Iterator[Chunk]:
+        return self._engine.stream(messages[-1]["content"], **sampling)
 
 
 def run_terminal_chat(
