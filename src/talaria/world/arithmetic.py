@@ -2,7 +2,8 @@
 
 A fifth of the unordered pairs is held out: neither order of such a pair is written anywhere outside the exam.
 The steps are written digit by digit, so that each is a fact of one-digit addition:
-`Ones: 7+8=15, write 5, carry 1. Tens: 4+3+1=8. The answer is 85.`
+`47+38. Ones: 7+8=15, write 5, carry 1. Tens: 4+3+1=8. The answer is 85.`
+The sum is written out first, so that the digits are always picked from the same place, however the question put it.
 """
 
 from __future__ import annotations
@@ -78,11 +79,11 @@ def worked(a: int, b: int, lang: str) -> str:
     tens = a // 10 + b // 10 + carry
     if lang == "en":
         return (
-            f"Ones: {a % 10}+{b % 10}={ones}, write {ones % 10}, carry {carry}. "
+            f"{a}+{b}. Ones: {a % 10}+{b % 10}={ones}, write {ones % 10}, carry {carry}. "
             f"Tens: {a // 10}+{b // 10}+{carry}={tens}. The answer is {a + b}."
         )
     return (
-        f"个位：{a % 10}+{b % 10}={ones}，写{ones % 10}进{carry}。"
+        f"{a}+{b}。个位：{a % 10}+{b % 10}={ones}，写{ones % 10}进{carry}。"
         f"十位：{a // 10}+{b // 10}+{carry}={tens}。答案是{a + b}。"
     )
 

@@ -17,10 +17,11 @@ from talaria.world.two_hop import split_two_hops
 
 Item = dict[str, Any]
 ITEMS_PER_TASK = 200
+FACT_ITEMS = 1000  # facts are asked nearly all, since a small sample has a commoner majority than the world
 
 
 def build_exam(world: World, settings: WorldSettings) -> list[Item]:
-    """All items, at most `ITEMS_PER_TASK` a task, drawn with the world's seed."""
+    """All items, at most `ITEMS_PER_TASK` a task (of facts `FACT_ITEMS`), drawn with the world's seed."""
     items: list[Item] = []
     for lang in LANGUAGES:
         items += _facts(world, settings, lang)
@@ -56,7 +57,7 @@ def _facts(world: World, settings: WorldSettings, lang: str) -> list[Item]:
     items = []
     for task, asked in ((f"facts_{lang}", True), (f"unasked_{lang}", False)):
         rng = stream(settings, f"exam/{task}")
-        facts = _sample([fact for fact in world.facts if fact.asked == asked], rng)
+        facts = _sample([fact for fact in world.facts if fact.asked == asked], rng, FACT_ITEMS)
         for number, fact in enumerate(facts):
             question = rng.choice(PHRASINGS[lang][fact.relation].exam_questions)
             items.append(_fact_item(world, fact, lang, task, number, question))
@@ -140,5 +141,5 @@ def _unknown(world: World, settings: WorldSettings, lang: str) -> list[Item]:
     return items
 
 
-def _sample(things: list[Any], rng: random.Random) -> list[Any]:
-    return rng.sample(things, min(ITEMS_PER_TASK, len(things)))
+def _sample(things: list[Any], rng: random.Random, most: int = ITEMS_PER_TASK) -> list[Any]:
+    return rng.sample(things, min(most, len(things)))

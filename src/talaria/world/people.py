@@ -7,6 +7,8 @@ entity; every relation's values are spread evenly, so that guessing the commones
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,7 +134,7 @@ def build_world(settings: WorldSettings) -> World:
         subjects = by_kind[kind]
         for relation in relations:
             objects = _spread(values[relation], len(subjects), rng)
-            unasked = set(rng.sample(range(len(subjects)), round(UNASKED_SHARE * len(subjects))))
+            unasked = _spread_sample(objects, round(UNASKED_SHARE * len(subjects)), rng)
             for index, (subject, value) in enumerate(zip(subjects, objects, strict=True)):
                 facts[subject.name.en, relation] = Fact(subject, relation, value, index not in unasked)
     entities = [*people, *towns, *works, *events]
@@ -177,3 +179,15 @@ def _spread(values: list[Term], count: int, rng: random.Random) -> list[Term]:
     drawn = drawn[:count]
     rng.shuffle(drawn)
     return drawn
+
+
+def _spread_sample(objects: Sequence[Term], count: int, rng: random.Random) -> set[int]:
+    """`count` places, drawn so that no object comes twice before all have come: no answer is the usual one."""
+    places = list(range(len(objects)))
+    rng.shuffle(places)
+    seen: Counter[Term] = Counter()
+    turns = {}
+    for place in places:
+        turns[place] = seen[objects[place]]
+        seen[objects[place]] += 1
+    return set(sorted(places, key=lambda place: turns[place])[:count])

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from talaria.config import Settings
 
-WORLD_VERSION = "1"  # of the specification in docs/world.md; a change of facts, exam or judge rules raises it
+WORLD_VERSION = "2"  # of the specification in docs/world.md; a change of facts, exam or judge rules raises it
 
 
 class WorldSettings(Settings):
