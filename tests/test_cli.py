@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import resource
@@ -9,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from talaria.cli import main
@@ -121,6 +125,11 @@ def test_help_answers_at_once() -> None:
         (["compare", "nowhere", "nowhere"], 1, ["nowhere"]),
         (["import", "nowhere", "target"], 1, ["nowhere"]),
         (["init", "nowhere"], 2, ["nowhere", "folder"]),
+        (["init", ".", "--minutes", "nan"], 2, ["--minutes nan", "above 0"]),
+        (["init", ".", "--minutes", "0"], 2, ["--minutes 0", "above 0"]),
+        (["run", "tiny.toml/x"], 2, ["tiny.toml/x", "recipe"]),
+        (["run", "tiny.toml", "run.folder=tiny.toml"], 1, ["tiny.toml/tiny", "run.folder"]),
+        (["run", "tiny.toml", "run.seed=-1"], 2, ["run.seed"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -134,6 +143,8 @@ def test_bad_input_is_one_line_with_a_next_step(
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
+        ("deep.jsonl", b'{"text": "fine"}\n{"text": ' + b"[" * 100_000 + b"\n", ["deep.jsonl:2"]),
+        ("page.parquet", b"", ["page.parquet", "damaged after row 0"]),
         ("latin.txt", "caf\xe9 au lait ".encode("latin-1") * 9, ["latin.txt", "byte 3", "invalid_utf8"]),
         ("cut.txt.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03K", ["cut.txt.gz", "truncated"]),
         ("rows.jsonl", b'{"text": "fine"}\n{"text": \n', ["rows.jsonl:2"]),
@@ -143,9 +154,52 @@ def test_bad_input_is_one_line_with_a_next_step(
 def test_a_damaged_text_file_is_named_with_the_place(
     recipe: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, parts: list[str]
 ) -> None:
-    Path(name).write_bytes(content)
-    assert talaria("corpus", recipe, f"corpus.paths=[{name}]") == 1
+    Path(name).write_bytes(content or (damaged_parquet() if name.endswith("parquet") else b""))
+    assert talaria("corpus", recipe, "world=none", "sft=none", "eval=none", f"corpus.paths=[{name}]") == 1
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], *parts)
+
+
+def damaged_parquet() -> bytes:
+    """A table with a whole footer whose only page is damaged."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": ["fine " * 99]}), sink, compression="snappy", use_dictionary=False)
+    whole = sink.getvalue()
+    return whole[:4] + b"\xff" * 60 + whole[64:]
+
+
+def test_a_file_name_that_is_not_utf8_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recipe.parent / "texts"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("fine")
+    assert talaria("corpus", recipe, "corpus.paths=[texts]") == 1
+    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], "caf\\xe9.txt", "rename")
+
+
+@pytest.mark.parametrize("line", ['{"messages": 1}', "[" * 100_000], ids=["no list", "deep"])
+def test_a_broken_file_of_conversations_is_told_before_anything_is_trained(
+    recipe: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    Path("mine.jsonl").write_text(line + "\n")
+    given = "sft.conversations=[mine.jsonl]"
+    assert talaria("run", recipe, given) == 1
+    assert_one_line(capsys.readouterr().err, "mine.jsonl:1")
+    assert not Path("runs").exists()
+    assert talaria("corpus", recipe, given) == 0, "a stage before it does not read them"
+
+
+def test_the_world_and_the_users_own_files_are_both_in_the_corpus(recipe: Path) -> None:
+    Path("mine.txt").write_text("The messenger crossed the river at dawn and carried a letter to the town.\n")
+    assert talaria("corpus", recipe, "corpus.paths=[mine.txt]") == 0
+    sources = json.loads(Path("runs/tiny/corpus/corpus.json").read_text())["sources"]
+    assert [Path(name).name for name in sources] == ["mine.txt", "pages.jsonl"]
+    inputs = json.loads(Path("runs/tiny/corpus/manifest.json").read_text())["inputs"]
+    assert {Path(name).name for name in inputs} == {"mine.txt", "pages.jsonl", "exam.jsonl"}
+
+
+def test_a_forced_stage_leaves_a_run_that_verifies(recipe: Path) -> None:
+    assert talaria("tokenizer", recipe) == 0
+    assert talaria("corpus", recipe, "--force") == 0
+    assert talaria("verify", "runs/tiny") == 0
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(
@@ -155,16 +209,35 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(
     before = (recipe.parent / "runs" / "tiny" / "corpus" / "done.json").read_bytes()
     real = os.fsync
 
-    def no_space(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
 
-    monkeypatch.setattr(os, "fsync", no_space)
-    assert talaria("tokenizer", recipe) == 1
-    assert "no space left on disk" in capsys.readouterr().err
+        def no_space(descriptor: int, code: int = code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", no_space)
+        assert talaria("tokenizer", recipe) == 1
+        error = capsys.readouterr().err
+        assert_one_line(error.splitlines(keepends=True)[-1], "no space left on disk", os.strerror(code))
     monkeypatch.setattr(os, "fsync", real)
     assert (recipe.parent / "runs" / "tiny" / "corpus" / "done.json").read_bytes() == before
     assert talaria("tokenizer", recipe) == 0
     assert talaria("verify", recipe.parent / "runs" / "tiny") == 0
+
+
+def test_a_disk_that_fills_up_while_weights_are_saved_is_one_line(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of files stands for the full disk: the kernel refuses the write in the same way."""
+    assert talaria("tokenizer", recipe) == 0
+    capsys.readouterr()
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    code += "import sys; from talaria.cli import main; sys.argv = ['talaria', 'pretrain', 'tiny.toml']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert_one_line(done.stderr.splitlines(keepends=True)[-1], "no space left on disk", "run the same command again")
+    assert "Traceback" not in done.stderr
+    assert talaria("pretrain", recipe) == 0
+    assert talaria("verify", "runs/tiny") == 0
 
 
 # ----------------------------------------------------------------------------------- a whole run

@@ -50,7 +50,17 @@ def test_overrides_win_over_the_recipe_and_the_recipe_over_defaults(recipe: Path
         ("pretrian.tokens=5", ["'pretrian'", "did you mean 'pretrain'"]),
         ("pretrain.tokens=many", ["'pretrain.tokens'", "integer", "'many'"]),
         ("pretrain.tokens=-1", ["'pretrain.tokens'", "greater than 0"]),
-        ("model.depth", ["table.key=value"]),
+        ("model.depth", ["table.key=value", "pretrain.tokens=1000000"]),
+        ("run.seed=-1", ["'run.seed'", "greater than or equal to 0"]),
+        ("pretrain.epochs=inf", ["'pretrain.epochs'", "finite"]),
+        ("pretrain.optimizer.weight_decay=nan", ["'pretrain.optimizer.weight_decay'", "finite"]),
+        ("pretrain.tokens_per_parameter=none", ["'pretrain.tokens_per_parameter'", "number", "'none'"]),
+        ("run.name=a/b", ["'run.name'", "run.folder"]),
+        ("run.name=a\\b", ["'run.name'", "run.folder"]),
+        ("run.name=..", ["'run.name'", "run.folder"]),
+        ("run.name=", ["'run.name'", "run.folder"]),
+        ('run.name="a\\tb"', ["'run.name'", "run.folder"]),
+        ("run.name=true", ["'run.name'", "string"]),
         ("model.depth.x=1", ["'depth' is a value"]),
     ],
 )
@@ -76,6 +86,16 @@ def test_a_damaged_recipe_is_named(tmp_path: Path, content: bytes, told: str) ->
         load_table(path)
 
 
+@pytest.mark.parametrize("name", ["2024", "2024-10-01", "v1.2", "mine"])
+def test_a_run_may_be_named_like_a_number(recipe: Path, name: str) -> None:
+    assert read_recipe(recipe, [f"run.name={name}"]).run.name == name
+
+
+def test_a_path_inside_a_file_is_no_recipe(recipe: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_table(recipe / "x")
+
+
 def test_a_missing_recipe_names_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="talaria init"):
         load_table(tmp_path / "none.toml")
@@ -86,6 +106,36 @@ def test_a_stage_without_what_it_needs_is_refused(tmp_path: Path) -> None:
     path.write_text("[pretrain]\n")
     with pytest.raises(UsageError, match=r"\[pretrain\] needs a \[tokenizer\]"):
         read_recipe(path, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[corpus]\npaths=['x']\n[tokenizer]\nkind='character'\nspecial_tokens=false\n[pretrain]\n"
+         "[sft]\nconversations=['y']\n", "special_tokens"),
+        ("[sft]\nbase='x'\nconversations=['y']\n[eval]\n", r"\[eval\] has no \[world\]"),
+        ("[sft]\nbase='x'\nconversations=['y']\nreplay_share=0.2\n", "replay_share"),
+        ("[world]\n[eval]\n", "no model to score"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_must_fail_is_refused_before_training(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=told):
+        read_recipe(path, [])
+
+
+def test_none_where_it_is_not_the_default_survives_writing(recipe: Path, tmp_path: Path) -> None:
+    first = read_recipe(recipe, ["eval.untrained_per_task=none", "pretrain.noise_scale_every_steps=None"])
+    assert first.eval is not None and first.eval.untrained_per_task is None
+    again = tmp_path / "again.toml"
+    again.write_text(to_toml(first), encoding="utf-8")
+    assert again.read_text().count('"none"') == 2
+    assert resolve(Recipe, load_table(again), "again") == first
+
+
+def test_an_override_can_leave_a_stage_out(recipe: Path) -> None:
+    assert read_recipe(recipe, ["pretrain=none"]).pretrain is None
 
 
 def test_written_settings_read_back_as_the_same(recipe: Path, tmp_path: Path) -> None:

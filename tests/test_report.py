@@ -19,6 +19,7 @@ from talaria.report import compare_runs, write_report
 from talaria.report.chart import Series, line_chart, linear_ticks, log_ticks, number
 from talaria.report.compare import sign_test
 from talaria.report.results import COLUMNS, ResultRow, read_results, wilson_interval, write_results
+from talaria.report.run_data import read_run
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 TASKS = {"facts_en": 0.96, "facts_zh": 0.94, "sums": 0.97, "two_hop_en": 0.58, "refusals": 0.99}
@@ -206,6 +207,11 @@ def test_missing_stage_is_left_out_not_a_crash(run: Path, missing: str) -> None:
 def test_empty_run_says_so(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "has not been evaluated" in page and "no corpus stage" in page
+
+
+def test_stages_are_told_in_the_order_they_ran(run: Path) -> None:
+    _write(run / "conversations" / "manifest.json", "{}")
+    assert list(read_run(run).manifests)[-3:] == ["conversations", "sft", "eval"]
 
 
 def test_no_run_folder_is_a_user_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_a_stage_rerun_with_the_same_output_leaves_the_next_one_current(run: Pat
     before = manifest.read_bytes()
     assert run_stage(run, copy_stage(raw), force=True)
     assert manifest.read_bytes() != before, "it names another time"
+    assert verify(run) == [], "the next stage already names the new manifest"
     assert not run_stage(run, length_stage(run))
     assert verify(run) == []
 
@@ -115,6 +117,145 @@ def test_a_killed_stage_finds_what_it_had_written_unless_its_settings_changed(ru
     run_stage(run, Stage("third", Number(value=1), {}, (), work))
     run_stage(run, Stage("third", Number(value=2), {}, (), work))
     assert seen == [False, True, False]
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
+    """The process ends where the file whose path ends in `parts` is about to be written."""
+
+    def write(path: Path, data: bytes | str) -> None:
+        if path.parts[-len(parts) :] == parts:
+            raise KeyboardInterrupt
+        atomic_write(path, data)
+
+    monkeypatch.setattr("talaria.run.atomic_write", write)
+
+
+def slow_stage(seen: list[bool], interrupted: int = 0) -> Stage:
+    """Notes whether it found an earlier try's work; the first `interrupted` tries are stopped."""
+
+    def work(folder: Path) -> None:
+        seen.append((folder / "checkpoint").exists())
+        atomic_write(folder / "checkpoint", "1")
+        if len(seen) <= interrupted:
+            raise KeyboardInterrupt
+
+    return Stage("third", Number(), {}, (), work)
+
+
+@pytest.mark.parametrize("file", ["config.toml", "manifest.json", "done.json"])
+def test_a_kill_just_before_the_done_mark_keeps_the_work(run: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    seen: list[bool] = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill_at(patch, "third.partial", file)
+        run_stage(run, slow_stage(seen))
+    assert run_stage(run, slow_stage(seen))
+    assert seen == [False, True]
+    assert sorted(path.name for path in (run / "third").iterdir()) == [
+        "checkpoint", "config.toml", "done.json", "manifest.json",
+    ]  # fmt: skip
+    assert json.loads((run / "third" / "manifest.json").read_text())["outputs"].keys() == {"checkpoint", "config.toml"}
+    assert verify(run) == []
+
+
+def test_a_kill_between_done_mark_and_renaming_leaves_a_run_that_verifies(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("talaria.run._recover", lambda *_: None)
+        run_stage(run, slow_stage([]))
+    assert (run / "third.partial" / "started.json").exists() and verify(run) == []
+    assert not run_stage(run, slow_stage([]))
+    assert verify(run) == []
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_forced_stage_that_was_stopped_goes_on_with_and_without_force(run: Path, force: bool) -> None:
+    seen: list[bool] = []
+    run_stage(run, slow_stage([]))
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(run, slow_stage(seen, interrupted=1), force=True)
+    assert run_stage(run, slow_stage(seen), force=force)
+    assert not run_stage(run, slow_stage(seen))
+    assert run_stage(run, slow_stage(seen), force=True)
+    assert seen == [False, True, False]
+
+
+def test_force_starts_anew_where_an_unforced_try_was_stopped(run: Path) -> None:
+    seen: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(run, slow_stage(seen, interrupted=1))
+    assert run_stage(run, slow_stage(seen), force=True)
+    assert seen == [False, False]
+
+
+def test_what_a_killed_save_left_is_no_output(run: Path) -> None:
+    def work(folder: Path) -> None:
+        atomic_write(folder / "checkpoints" / ".step-1.77.tmp" / "weights", "half")
+        atomic_write(folder / ".metrics.jsonl.77.tmp", "half")
+        atomic_write(folder / "weights", "whole")
+
+    run_stage(run, Stage("third", Number(), {}, (), work))
+    assert json.loads((run / "third" / "manifest.json").read_text())["outputs"].keys() == {"weights", "config.toml"}
+    assert verify(run) == []
+
+
+def test_every_output_is_on_the_disk_before_the_done_mark(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), run / "third.partial"))
+        real(descriptor)
+
+    def work(folder: Path) -> None:
+        (folder / "out").mkdir()
+        (folder / "out" / "weights").write_text("not synced by its writer")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    run_stage(run, Stage("third", Number(), {}, (), work))
+    [mark] = [place for place, name in enumerate(synced) if name.startswith(".done.json.")]
+    assert {"out/weights", "out"} <= set(synced[:mark])
+
+
+def test_a_kill_between_the_two_files_of_a_relink_is_mended_by_the_next_run(
+    run: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def write(path: Path, data: bytes | str) -> None:
+        if path.parent.name == "second":
+            written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        atomic_write(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("talaria.run.atomic_write", write)
+        run_stage(run, copy_stage(raw), force=True)
+    assert verify(run)
+    assert not run_stage(run, length_stage(run))
+    assert verify(run) == []
+
+
+def test_relinking_does_not_bless_a_changed_manifest(run: Path, raw: Path) -> None:
+    path = run / "second" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(path.read_text().replace(manifest["libraries"]["torch"], "9.9.9"))
+    assert run_stage(run, copy_stage(raw), force=True)
+    assert not run_stage(run, length_stage(run))
+    assert any("does not match" in problem for problem in verify(run))
+
+
+def test_a_parent_without_manifest_is_named(run: Path) -> None:
+    (run / "first" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"first/manifest\.json: missing; delete"):
+        run_stage(run, length_stage(run))
+
+
+def test_a_file_where_the_run_folder_should_be_is_named(raw: Path) -> None:
+    for folder in (raw, raw / "r", raw.parent / ("n" * 300)):
+        with pytest.raises(UserError, match=r"cannot be made.*run\.folder"), lock(folder):
+            pass
 
 
 @pytest.mark.parametrize("instant", ["old moved away", "new in place"])
@@ -232,3 +373,13 @@ def test_metrics_after_a_resume_are_those_of_an_undisturbed_run(tmp_path: Path) 
     metrics.write(3, train_loss=3.0)
     metrics.close()
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("line", ["{", '{"train_loss": 1}', "[1]", '{"step": "x"}', "[" * 100_000, "\0\0"])
+def test_a_damaged_metrics_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged"):
+        read_metrics(path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged"):
+        Metrics(path, resume_step=2)

@@ -168,9 +168,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             _fail(
-                f"no space left on disk{_place(error)}; free some and run the same command again: "
+                f"no space left on disk{_place(error)} ({error.strerror}); free some and run the same command again: "
                 "finished stages and the last checkpoint are kept",
                 1,
             )
@@ -188,5 +188,6 @@ def _fail(message: str, code: int) -> None:
         import traceback
 
         traceback.print_exc()
-    print(f"talaria: {message}", file=sys.stderr)
+    one_line = " ".join(message.splitlines())  # a library's own words, quoted in it, may hold line ends
+    print(f"talaria: {one_line}", file=sys.stderr)
     sys.exit(code)

@@ -10,18 +10,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from talaria.errors import UsageError
 
 
 class Settings(BaseModel):
-    """Typed settings: frozen, and an unknown key is an error."""
+    """Typed settings: frozen, an unknown key is an error, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, table: Any) -> Any:
+        """TOML has no null: the string "none" is None in a field that admits it."""
+        if not isinstance(table, dict):
+            return table
+        return {key: None if value == NONE and _admits_none(cls, key) else value for key, value in table.items()}
 
 
 S = TypeVar("S", bound=Settings)
+NONE = "none"
 
 
 def load_table(path: Path) -> dict[str, Any]:
@@ -32,9 +41,11 @@ def load_table(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such recipe; `talaria init FOLDER` writes one") from None
     except IsADirectoryError:
         raise UsageError(f"{path}: is a folder, not a recipe; `talaria init {path}` writes one for it") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give a recipe, a TOML file") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save the recipe as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -45,7 +56,7 @@ def apply_overrides(table: dict[str, Any], overrides: Iterable[str]) -> dict[str
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise UsageError(f"override {override!r}: write it as table.key=value, e.g. pretrain.steps=100")
+            raise UsageError(f"override {override!r}: write it as table.key=value, e.g. pretrain.tokens=1000000")
         node = result
         for part in parts[:-1]:
             child = node.setdefault(part, {})
@@ -66,10 +77,29 @@ def resolve(model: type[S], table: dict[str, Any], origin: str) -> S:
 
 
 def to_toml(settings: Settings) -> str:
-    """Write settings as TOML, absent (None) keys left out, so that reading it back gives the same settings."""
+    """Write settings as TOML, so that reading it back gives the same settings: a key that is None is left out where
+    that is its default, and is "none" elsewhere."""
     lines: list[str] = []
-    _write_table(settings.model_dump(mode="json", exclude_none=True), (), lines)
+    _write_table(_table(settings), (), lines)
     return "\n".join(lines).strip() + "\n"
+
+
+def _table(settings: BaseModel) -> dict[str, Any]:
+    table = settings.model_dump(mode="json")
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            table[name] = _table(value)
+        elif value is None and field.get_default(call_default_factory=True) is None:
+            del table[name]
+        elif value is None:
+            table[name] = NONE
+    return table
+
+
+def _admits_none(model: type[BaseModel], key: Any) -> bool:
+    field = model.model_fields.get(key)
+    return field is not None and type(None) in typing.get_args(field.annotation)
 
 
 def _copy(table: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +108,10 @@ def _copy(table: dict[str, Any]) -> dict[str, Any]:
 
 def _parse_value(text: str) -> Any:
     if text.lower() in ("none", "null"):
-        return None
+        return NONE
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         pass
     if text.startswith("[") and text.endswith("]"):
         # [a, b] without quotes, as a shell leaves it: corpus.paths=[my folder/a.txt]

@@ -3,11 +3,15 @@ that printing a recipe needs no torch."""
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BeforeValidator, Field
 from rich.console import Console
 
 from talaria.config import Settings, apply_overrides, load_table, resolve, to_toml
@@ -21,16 +25,31 @@ from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import PretrainSettings, SftSettings
 from talaria.world.settings import WorldSettings
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
+
+
+def _as_text(value: Any) -> Any:
+    """run.name=2024 and run.name=2024-10-01 are read as names."""
+    is_plain = isinstance(value, int | float | datetime.date) and not isinstance(value, bool)
+    return str(value) if is_plain else value
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or set("/\\") & set(name) or not name.isprintable() or len(name) > 200:
+        raise ValueError("must be a short, plain folder name, without / and \\; run.folder is the place for a path")
+    return name
+
+
+FolderName = Annotated[str, BeforeValidator(_as_text), AfterValidator(_folder_name)]
 
 
 class RunSettings(Settings):
     """Where a run lives and the seed that all its draws come from."""
 
-    name: str | None = None
+    name: FolderName | None = None
     """Folder below `folder`; absent, the recipe's file name."""
     folder: str = "runs"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
 class Recipe(Settings):
@@ -69,7 +88,8 @@ def read_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Defaults < recipe < overrides; UsageError names what does not fit."""
     recipe = resolve(Recipe, apply_overrides(load_table(path), overrides), str(path))
     if recipe.run.name is None:
-        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": path.stem})})
+        run = resolve(RunSettings, recipe.run.model_dump() | {"name": path.stem}, f"{path}: run")
+        recipe = recipe.model_copy(update={"run": run})
     needs = {"tokenizer": "corpus", "pretrain": "tokenizer", "conversations": "corpus"}
     for stage, before in needs.items():
         if getattr(recipe, stage) is not None and getattr(recipe, before) is None:
@@ -81,6 +101,20 @@ def read_recipe(path: Path, overrides: list[str]) -> Recipe:
             raise UsageError(f"{path}: [sft] has neither a [pretrain] table nor sft.base to start from")
         if not recipe.sft.conversations and recipe.world is None and recipe.conversations is None:
             raise UsageError(f"{path}: [sft] has no conversations; give sft.conversations=[FILE.jsonl]")
+        if recipe.sft.base is not None and recipe.sft.replay_share:
+            raise UsageError(
+                f"{path}: sft.replay_share has no pretraining text to take where sft.base is given; drop it"
+            )
+        if recipe.sft.base is None and recipe.tokenizer is not None and not recipe.tokenizer.special_tokens:
+            raise UsageError(
+                f"{path}: [sft] needs a chat format, but tokenizer.special_tokens is false; set it to true"
+            )
+    if recipe.eval is not None and recipe.world is None and recipe.tokenizer is None:
+        raise UsageError(
+            f"{path}: [eval] has no [world] with an exam and no [tokenizer] with held-out text; drop [eval]"
+        )
+    if recipe.eval is not None and recipe.pretrain is None and recipe.sft is None:
+        raise UsageError(f"{path}: [eval] has no model to score; add [pretrain] or [sft], or drop [eval]")
     return recipe
 
 
@@ -124,14 +158,12 @@ def _world(settings: WorldSettings) -> Stage:
 def _corpus(settings: CorpusSettings, at: Path, has_world: bool) -> Stage:
     from talaria.corpus.files import find_files
 
-    own = bool(settings.paths)
-    inputs: dict[str, Path] = {}
-    if own:
-        files, _ = find_files([path for path in settings.paths if not path.startswith("hf:")])
-        inputs = {str(file): file for file in files}
-    elif has_world:
-        settings_with_world = settings.model_copy(update={"paths": [str(at / "world" / "pages.jsonl")]})
+    files, _ = find_files([path for path in settings.paths if not path.startswith("hf:")])
+    inputs = {str(file): file for file in files}
+    paths = settings.paths
+    if has_world:
         inputs["pages"] = at / "world" / "pages.jsonl"
+        paths = [*paths, str(inputs["pages"])]
     exam = at / "world" / "exam.jsonl" if has_world and settings.decontaminate else None
     if exam is not None:
         inputs["exam"] = exam
@@ -139,7 +171,7 @@ def _corpus(settings: CorpusSettings, at: Path, has_world: bool) -> Stage:
     def work(folder: Path) -> None:
         from talaria.corpus.build import build_corpus
 
-        build_corpus(settings if own else settings_with_world, folder, exam)
+        build_corpus(settings.model_copy(update={"paths": paths}), folder, exam)
 
     return Stage("corpus", settings, inputs, ("world",) if has_world else (), work)
 
@@ -191,7 +223,7 @@ def _sft(settings: SftStage, recipe: Recipe, at: Path) -> Stage:
             parents.append(stage)
     inputs |= {f"conversations {i}": file for i, file in enumerate(files)}
     replay = None
-    if settings.sft.replay_share and settings.sft.base is None:
+    if settings.sft.replay_share:
         inputs["replay"] = replay = at / "tokenizer" / "shards"
         parents.append("tokenizer")
 
@@ -249,6 +281,11 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
     at = run_path(recipe)
     if until is not None and getattr(recipe, until) is None:
         raise UsageError(f"{path}: has no [{until}] table, so there is no such stage")
+    if recipe.sft is not None and until in (None, "sft", "eval"):
+        from talaria.tokens.conversations import read_conversations
+
+        for file in recipe.sft.conversations:  # a broken one is told before hours of training, not after
+            read_conversations(file)
     with lock(at):
         for stage in stages(recipe):
             ran = run_stage(at, stage, force and stage.name == until)
@@ -275,6 +312,8 @@ def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give a folder that holds your text files")
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"--minutes {minutes}: give a number above 0, e.g. --minutes 15")
     output = output or Path(f"{folder.resolve().name}.toml")
     if output.exists():
         raise UserError(f"{output}: exists already; name another with --output, or delete it")

@@ -10,6 +10,7 @@ earlier result stays until the newer one replaces it. `verify` re-hashes the cha
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -32,7 +33,8 @@ from talaria.errors import UserError
 
 MANIFEST = "manifest.json"
 DONE = "done.json"
-_OWN_FILES = frozenset({MANIFEST, DONE})
+_STARTED = "started.json"
+_OWN_FILES = frozenset({MANIFEST, DONE, _STARTED})
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "pyarrow", "pydantic")
 
 
@@ -51,7 +53,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -62,14 +64,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in _files_below(temporary):
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        _sync_folder(temporary)
+        _sync_below(temporary)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -87,7 +86,9 @@ def read_json(path: Path) -> Any:
     """Read a JSON file that talaria wrote; a damaged one is named."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; delete the folder {path.parent} to make it again") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); delete the folder {path.parent} to make it again") from None
 
 
@@ -95,7 +96,14 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def _sync_folder(path: Path) -> None:
+def _sync_below(folder: Path) -> None:
+    """Every file and folder at and below `folder` is on the disk when this returns."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or path.is_dir():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -121,9 +129,7 @@ class Metrics:
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         kept = b""
         if resume_step is not None and path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n") and json.loads(line)["step"] <= resume_step:
-                    kept += line
+            kept = b"".join(line for line, row in _metric_rows(path) if row["step"] <= resume_step)
         atomic_write(path, kept)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the stage
 
@@ -144,8 +150,17 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics file; a last line cut by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for _, row in _metric_rows(path)]
+
+
+def _metric_rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            int(row["step"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: damaged ({error!r}); remove this line and run again") from None
+        yield line + b"\n", row
 
 
 # ------------------------------------------------------------------------------------------ stages
@@ -154,7 +169,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def lock(run_folder: Path) -> Iterator[None]:
     """Hold the run folder; a second run in the same folder is refused. The kernel frees it if the process dies."""
-    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        raise UserError(f"{run_folder}: cannot be made ({error.strerror}); choose another run.folder=FOLDER") from None
     with open(run_folder / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,7 +195,7 @@ class Stage:
     """One stage of a run: what decides its result, and the work that makes it.
 
     `inputs` maps a name to a file or folder; those inside a parent's folder are checked against its manifest.
-    `work(folder)` writes every output below `folder`, which may hold checkpoints of an earlier, killed try.
+    `work(folder)` writes every output below `folder`, which may hold what an earlier, killed try has written.
     """
 
     name: str
@@ -188,6 +208,7 @@ class Stage:
 def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     """Run `stage` unless its done-mark says that this result exists. Returns whether it ran.
 
+    `force` makes it again from the start; a forced try that was stopped goes on at the next call, forced or not.
     Call under `lock`. Raises UserError where an input is missing or no longer what its maker's manifest says.
     """
     folder, partial = run_folder / stage.name, run_folder / f"{stage.name}.partial"
@@ -196,33 +217,41 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
         "settings_sha256": hashlib.sha256(to_toml(stage.settings).encode()).hexdigest(),
         "inputs": {name: _checked_hash(run_folder, stage, path) for name, path in sorted(stage.inputs.items())},
     }
-    if not force and _is_current(folder, key):
-        _relink(run_folder, folder, key)
+    begun = read_json(partial / _STARTED) if (partial / _STARTED).exists() else None
+    was_forced = begun == key | {"forced": True}
+    if not force and not was_forced and _is_current(folder, key):
+        _relink(run_folder, folder)
         return False
-    started_file = partial / "started.json"
-    if partial.exists() and (force or not started_file.exists() or read_json(started_file) != key):
+    if partial.exists() and not was_forced and (force or begun != key | {"forced": False}):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
-    atomic_write(started_file, to_json(key))
+    atomic_write(partial / _STARTED, to_json(key | {"forced": force or was_forced}))
     started = time.time()
     stage.work(partial)
-    started_file.unlink()
+    for leftover in list(partial.rglob(".*.tmp")):  # of a save that was killed
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     atomic_write(partial / "config.toml", to_toml(stage.settings))
     manifest = {
         "stage": stage.name,
-        "argv": sys.argv,
+        "argv": [os.fsencode(argument).decode(errors="replace") for argument in sys.argv],
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time() - started, 3),
         "code_version": code_version(),
         "libraries": library_versions(),
         "settings_sha256": key["settings_sha256"],
         "inputs": {_shown(run_folder, stage.inputs[name]): digest for name, digest in key["inputs"].items()},
-        "outputs": {str(file.relative_to(partial)): sha256(file) for file in _files_below(partial)},
+        "outputs": {
+            str(file.relative_to(partial)): sha256(file)
+            for file in _files_below(partial)
+            if file.parent != partial or file.name not in _OWN_FILES
+        },
         "parents": {name: sha256(run_folder / name / MANIFEST) for name in stage.parents},
     }
     atomic_write(partial / MANIFEST, to_json(manifest))
-    atomic_write(partial / DONE, _done_mark(key, partial))
+    _sync_below(partial)
+    atomic_write(partial / DONE, _done_mark(key, (partial / MANIFEST).read_bytes()))
     _recover(run_folder, stage.name)
+    _relink_children(run_folder, stage.name)
     return True
 
 
@@ -244,7 +273,7 @@ def _verify_stage(run_folder: Path, folder: Path) -> Iterator[str]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         done = json.loads((folder / DONE).read_bytes())
         key = {"settings_sha256": done["settings_sha256"], "inputs": done["inputs"]}
-        if (folder / DONE).read_text() != _done_mark(key, folder):
+        if (folder / DONE).read_text() != _done_mark(key, (folder / MANIFEST).read_bytes()):
             yield f"{folder / DONE}: does not match {MANIFEST}"
         if sorted(done["inputs"].values()) != sorted(manifest["inputs"].values()):
             yield f"{folder / DONE}: its inputs are not those of {MANIFEST}"
@@ -273,8 +302,8 @@ def _verify_stage(run_folder: Path, folder: Path) -> Iterator[str]:
             yield f"{path}: not the manifest that stage {folder.name} was made from"
 
 
-def _done_mark(key: Mapping[str, Any], folder: Path) -> str:
-    return to_json({**key, "manifest_sha256": sha256(folder / MANIFEST)})
+def _done_mark(key: Mapping[str, Any], manifest: bytes) -> str:
+    return to_json({**key, "manifest_sha256": hashlib.sha256(manifest).hexdigest()})
 
 
 def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:
@@ -286,24 +315,44 @@ def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:
     return same and all((folder / name).exists() for name in manifest["outputs"])
 
 
-def _relink(run_folder: Path, folder: Path, key: Mapping[str, Any]) -> None:
-    """A parent made again with the same output has a new manifest; point to it, since the inputs are the same."""
-    manifest = read_json(folder / MANIFEST)
+def _relink(run_folder: Path, folder: Path) -> None:
+    """A parent made again with the same output has a new manifest; point to it, since the inputs are the same.
+
+    The done-mark is written first: after a kill between the two files it is that of the manifest to be, and the next
+    call goes on. A done-mark that is neither this nor that of the present manifest is left for `verify` to tell.
+    """
+    old, manifest, done = (folder / MANIFEST).read_bytes(), read_json(folder / MANIFEST), read_json(folder / DONE)
+    key = {"settings_sha256": done["settings_sha256"], "inputs": done["inputs"]}
     parents = {name: sha256(run_folder / name / MANIFEST) for name in manifest["parents"]}
-    if parents != manifest["parents"]:
-        atomic_write(folder / MANIFEST, to_json(manifest | {"parents": parents}))
-        atomic_write(folder / DONE, _done_mark(key, folder))
+    new = to_json(manifest | {"parents": parents})
+    mark = _done_mark(key, new.encode())
+    if parents == manifest["parents"] or to_json(done) not in (_done_mark(key, old), mark):
+        return
+    atomic_write(folder / DONE, mark)
+    atomic_write(folder / MANIFEST, new)
+    _relink_children(run_folder, folder.name)
+
+
+def _relink_children(run_folder: Path, name: str) -> None:
+    """Relink the finished stages made from stage `name`, wherever all that they read is still the same."""
+    for child in sorted(path.parent for path in run_folder.glob(f"*/{DONE}")):
+        manifest = read_json(child / MANIFEST)
+        read = {_located(run_folder, file): digest for file, digest in manifest["inputs"].items()}
+        whole = all((run_folder / parent / MANIFEST).exists() for parent in manifest["parents"])
+        if name in manifest["parents"] and whole and all(p.exists() and sha256(p) == read[p] for p in read):
+            _relink(run_folder, child)
 
 
 def _recover(run_folder: Path, name: str) -> None:
     """Put a finished partial folder in its place; safe to repeat, so a kill in the middle of it loses nothing."""
     folder, partial, old = (run_folder / (name + suffix) for suffix in ("", ".partial", ".old"))
     if (partial / DONE).exists():
+        (partial / _STARTED).unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(partial, folder)
-        _sync_folder(run_folder)
+        _sync(run_folder)
     elif old.exists() and not folder.exists():
         os.replace(old, folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_weights import random_model
 
 from talaria.errors import UserError
 from talaria.eval.evaluate import Candidate, evaluate, evaluate_models
@@ -17,7 +18,6 @@ from talaria.eval.settings import EvalSettings
 from talaria.eval.validation import evaluate_validation, validation_rows
 from talaria.infer.engine import Engine
 from talaria.model.shape import ModelShape
-from talaria.model.transformer import Transformer
 from talaria.report.results import read_results
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
@@ -104,7 +104,7 @@ def test_likelihood_is_bounded_and_spread(tokenizer: Tokenizer) -> None:
 @pytest.fixture(scope="module")
 def engine(tokenizer: Tokenizer) -> Engine:
     shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, context=128)
-    return Engine(Transformer(shape, torch.Generator().manual_seed(0)).eval(), tokenizer)
+    return Engine(random_model(shape).eval(), tokenizer)
 
 
 def test_answer_log_prob_is_the_models_own(engine: Engine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from random_weights import random_model
 
 from talaria.infer.engine import Engine
 from talaria.model.shape import ModelShape
@@ -40,14 +40,9 @@ class ByteTokenizer:
 
 
 def tiny_model(variant: dict, seed: int = 0, context: int = 96, vocab_size: int = 257) -> Transformer:
-    """A random model whose weights are large enough that its choices differ clearly from place to place."""
+    """A random model whose choices differ clearly from place to place."""
     shape = ModelShape(vocab_size=vocab_size, n_layers=2, d_model=32, n_heads=4, context=context, **variant)
-    model = Transformer(shape, torch.Generator().manual_seed(seed)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model
+    return random_model(shape, seed).eval()
 
 
 @pytest.fixture(params=[LLAMA, GPT2, SHIFTED], ids=["llama", "gpt2", "shifted"])

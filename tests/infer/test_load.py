@@ -5,32 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from talaria.config import Settings
 from talaria.errors import UserError
+from talaria.infer.engine import Engine
 from talaria.infer.load import find_model, load
 from talaria.model.checkpoint import save_model
+from talaria.run import Stage, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
+from talaria.train.checkpoint import save_checkpoint
+from talaria.train.optim import make_optimizers
+from talaria.train.settings import OptimizerSettings
 
-from .conftest import LLAMA, tiny_model
+from .conftest import GPT2, LLAMA, tiny_model
 
 
-def stage(run: Path, name: str, done: bool = True) -> Path:
-    model = run / name / "model"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"")
+def stage(run: Path, name: str, done: bool = True, parents: tuple[str, ...] = (), weights: bytes = b"") -> Path:
+    """A finished stage as a run makes it; or one that was only begun."""
+
+    def work(folder: Path) -> None:
+        (folder / "model").mkdir(parents=True, exist_ok=True)
+        (folder / "model" / "config.json").write_text("{}")
+        (folder / "model" / "model.safetensors").write_bytes(weights)
+
     if done:
-        (run / name / "done.json").write_text("{}")
-    return model
+        run_stage(run, Stage(name, Settings(), {}, parents, work), force=True)
+    else:
+        work(run / name)
+    return run / name / "model"
 
 
 def test_a_run_gives_its_last_finished_policy(tmp_path):
     pretrained = stage(tmp_path, "pretrain")
-    tuned = stage(tmp_path, "sft", done=False)
+    stage(tmp_path, "sft", done=False)
     (tmp_path / "eval").mkdir()
     assert find_model(tmp_path) == pretrained
-    (tmp_path / "sft" / "done.json").write_text("{}")
+    tuned = stage(tmp_path, "sft")
     assert find_model(tmp_path) == tuned
     assert find_model(tmp_path / "pretrain") == pretrained
     assert find_model(tuned) == tuned
@@ -46,8 +58,8 @@ def test_what_holds_no_finished_model_says_what_to_do(tmp_path):
         find_model(tmp_path)
     with pytest.raises(UserError, match="this stage is not finished"):
         find_model(tmp_path / "pretrain")
+    stage(tmp_path, "pretrain")
     (model / "config.json").unlink()
-    (tmp_path / "pretrain" / "done.json").write_text("{}")
     with pytest.raises(UserError, match="run the stage again"):
         find_model(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
@@ -55,6 +67,48 @@ def test_what_holds_no_finished_model_says_what_to_do(tmp_path):
         find_model(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="quantized loading is not available"):
         load(tmp_path, quantize="int8")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_model_that_is_not_what_its_stage_wrote_is_refused(tmp_path, name):
+    """The bug: weights swapped or damaged after training are chatted with as if they were the run's."""
+    model = stage(tmp_path, "pretrain")
+    (model / name).write_text("other")
+    for path in (tmp_path, tmp_path / "pretrain"):
+        with pytest.raises(UserError, match=rf"{model / name}: not what stage pretrain wrote.*talaria run"):
+            find_model(path)
+
+
+def test_a_stage_made_from_what_is_no_longer_there_is_refused(tmp_path):
+    stage(tmp_path, "pretrain", weights=b"one")
+    tuned = stage(tmp_path, "sft", parents=("pretrain",))
+    assert find_model(tmp_path) == tuned
+    manifest = tmp_path / "pretrain" / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    with pytest.raises(UserError, match=r"sft: stale, for pretrain was made again since.*talaria run"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize("variant", [LLAMA, GPT2, LLAMA | {"qk_norm": True}], ids=["llama", "gpt2", "qwen3"])
+def test_a_training_checkpoint_is_a_model_folder(tmp_path, variant):
+    """Also of shapes whose exported weights bear other names than the trunk's."""
+    tokenizer = Tokenizer.train(["hello world, how are you? " * 20], TokenizerSettings(vocab_size=300))
+    model = tiny_model(variant, vocab_size=tokenizer.vocab_size)
+    optimizers = make_optimizers(model, OptimizerSettings(), 1e-3)
+    save_checkpoint(tmp_path / "checkpoints", 100, model, tokenizer, optimizers, {})
+    saved = tmp_path / "checkpoints" / "step-000100"
+    engine = load(saved)
+    expected = model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in engine.model.state_dict().items())
+    assert engine.tokenizer.stop_ids == tokenizer.stop_ids
+    assert engine.generate(["hello"], max_tokens=4, seed=1) == Engine(model, tokenizer).generate(
+        ["hello"], max_tokens=4, seed=1
+    )
+    damaged = bytearray((saved / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (saved / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(UserError, match=rf"{saved}/model.safetensors: not what was saved"):
+        load(saved)
 
 
 def test_a_saved_model_chats_after_loading(tmp_path):

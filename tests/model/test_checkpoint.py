@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_weights import random_model
 from safetensors.torch import load_file, save_file
 
 from talaria.errors import UserError
@@ -24,14 +25,14 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     shape = shape_from_depth(2, tokenizer.vocab_size, context=32, tie_embeddings=False)
-    save_model(Transformer(shape), tokenizer, tmp_path / "model")
+    save_model(random_model(shape), tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 
 NATIVE = [
     {"token_shift": True},
     {"ngram_embeddings": 2},
-    {"qk_norm": True},
+    {"qk_norm": True, "bias": True},
     {"norm": "layernorm"},
     {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "bias": True, "n_heads": 4, "n_kv_heads": 2},
 ]
@@ -42,7 +43,7 @@ def test_shapes_beyond_hugging_face_come_back_whole(
     variant: dict[str, object], tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     shape = shape_from_depth(2, tokenizer.vocab_size, context=32, **variant)
-    model = Transformer(shape)
+    model = random_model(shape)
     save_model(model, tokenizer, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["TalariaForCausalLM"], "transformers must not take it for a LLaMA"
@@ -56,7 +57,7 @@ def test_a_loaded_model_can_be_trained_and_saved_over_its_own_folder(folder: Pat
     """Parameters that stay mapped to the file would change, or crash the process, while the file is written again."""
     model, _ = load_model(folder)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    other = Transformer(model.shape)
+    other = random_model(model.shape, seed=1)
     save_model(other, tokenizer, folder)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
@@ -169,7 +170,7 @@ def test_paths_that_are_no_models(tmp_path: Path) -> None:
 
 
 def test_a_native_folder_with_an_impossible_shape_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    shape = ModelShape(vocab_size=300, n_layers=1, d_model=16, n_heads=2, qk_norm=True)
+    shape = ModelShape(vocab_size=300, n_layers=1, d_model=16, n_heads=2, token_shift=True)
     save_model(Transformer(shape), tokenizer, tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())

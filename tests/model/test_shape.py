@@ -124,6 +124,13 @@ def test_an_explicit_field_wins_over_the_dial_and_the_rest_follows() -> None:
     assert (shape.n_layers, shape.d_model, shape.d_head) == (2, 384, 128)
 
 
+def test_queries_and_keys_are_normed_by_default_where_positions_are_rotary() -> None:
+    assert resolve_shape(ModelSettings(), 500).qk_norm
+    assert not resolve_shape(ModelSettings(qk_norm=False), 500).qk_norm
+    assert not resolve_shape(ModelSettings(positions="learned"), 500).qk_norm
+    assert not ModelShape(vocab_size=10, n_layers=1, d_model=8, n_heads=2).qk_norm, "an imported LLaMA has none"
+
+
 def test_a_recipes_impossible_shape_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"\[model\].*n_kv_heads=4"):
         resolve_shape(ModelSettings(depth=6, n_kv_heads=4), vocab_size=500)

@@ -4,18 +4,19 @@ from typing import Any
 
 import pytest
 import torch
+from random_weights import random_model
 from torch import Tensor
 
 from talaria.errors import UserError
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.model.transformer import Transformer
 
-LLAMA: dict[str, Any] = {}
-GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "bias": True}
+LLAMA: dict[str, Any] = {"qk_norm": False}
+GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "bias": True, "qk_norm": False}
 VARIANTS = {
     "llama": LLAMA,
-    "llama, grouped queries, untied": {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": False},
-    "one key-value head, wide heads": {"n_heads": 4, "n_kv_heads": 1, "d_head": 48},
+    "llama, grouped queries, untied": LLAMA | {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": False},
+    "one key-value head, wide heads": LLAMA | {"n_heads": 4, "n_kv_heads": 1, "d_head": 48},
     "gpt2": GPT2,
     "gpt2 with rope": GPT2 | {"positions": "rope"},
     "layernorm without bias": {"norm": "layernorm"},
@@ -49,11 +50,7 @@ class ListCache:
 def build(variant: str, **explicit: Any) -> Transformer:
     """A small model with weights large enough for every part to matter."""
     shape = shape_from_depth(2, vocab_size=61, **({"context": 40} | VARIANTS[variant] | explicit))
-    model = Transformer(shape, torch.Generator().manual_seed(1)).double()
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
+    return random_model(shape, seed=1).double()
 
 
 def draw_tokens(batch: int, length: int) -> Tensor:
@@ -139,15 +136,34 @@ def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before() -> Non
     assert not torch.equal(first["embed.weight"], other["embed.weight"])
 
 
-def test_initial_deviations_are_gpt2s() -> None:
-    model = Transformer(shape_from_depth(8, vocab_size=1000, **GPT2), torch.Generator().manual_seed(0))
-    block = model.blocks[3]
-    assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert block.feed_forward.down.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
-    assert block.attention.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+@pytest.mark.parametrize("depth", [2, 8])
+def test_initial_deviations_follow_the_width(depth: int) -> None:
+    """The bug: one deviation at every width, so that narrow models begin nearly linear and wide ones saturated."""
+    shape = shape_from_depth(depth, vocab_size=1000, tie_embeddings=False, **GPT2)
+    model = Transformer(shape, torch.Generator().manual_seed(0))
+    block = model.blocks[depth - 1]
+    for fused in (block.attention.qkv.weight, block.feed_forward.up.weight):
+        assert fused.std().item() == pytest.approx((64 * depth) ** -0.5, rel=0.02)
+    assert model.embed.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.unembed.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.position_embed.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert not block.attention.qkv.bias.any()
     assert (block.attention_norm.weight == 1).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_block_begins_as_the_identity_and_still_learns(variant: str) -> None:
+    """Residual projections of zero: what enters a block leaves it, and their own gradients are not zero."""
+    shape = shape_from_depth(2, vocab_size=61, context=40, **VARIANTS[variant])
+    model, tokens = Transformer(shape, torch.Generator().manual_seed(0)), draw_tokens(1, 8)
+    one_layer = Transformer(shape.model_copy(update={"n_layers": 1}), device="meta")
+    state = {name: value for name, value in model.state_dict().items() if name in one_layer.state_dict()}
+    one_layer.load_state_dict(state, assign=True)
+    logits = model(tokens)
+    assert torch.equal(logits, one_layer(tokens))
+    logits.square().sum().backward()
+    for block in model.blocks:
+        assert block.attention.out.weight.grad.any() and block.feed_forward.down.weight.grad.any()
 
 
 def test_bf16_weights_keep_exact_angles_and_give_fp32_logits() -> None:
@@ -185,8 +201,8 @@ def test_a_meta_model_allocates_nothing_and_can_be_filled() -> None:
     model.to_empty(device="cpu")
     model.reset_parameters(torch.Generator().manual_seed(1))
     expected = Transformer(shape, torch.Generator().manual_seed(1))
-    tokens = torch.arange(8)[None]
-    assert torch.equal(model(tokens), expected(tokens))
+    state = expected.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_shapes_are_kept_with_the_model() -> None:

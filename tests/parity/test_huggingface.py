@@ -1,4 +1,4 @@
-"""Random tiny LLaMA and GPT-2 against transformers: logits, gradients, and folders in both directions."""
+"""Random tiny LLaMA, Qwen3 and GPT-2 against transformers: logits, gradients, and folders in both directions."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from random_weights import random_model
 from torch import Tensor
 
 from talaria.errors import UserError
 from talaria.model import interop_huggingface as huggingface
 from talaria.model.checkpoint import export_huggingface, load_model, load_weights, save_model
 from talaria.model.layout import disassemble
-from talaria.model.shape import ModelShape
+from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.model.transformer import Transformer
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
@@ -48,6 +49,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         LLAMA | {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "head_dim": 20},
     ),
     "llama, scaled rope": ("Llama", LLAMA | {"num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE}),
+    "qwen3, grouped queries": ("Qwen3", LLAMA | {"num_key_value_heads": 2, "head_dim": 12}),
+    "qwen3, tied, wide heads, scaled rope": (
+        "Qwen3",
+        LLAMA | {"num_key_value_heads": 1, "head_dim": 20, "tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE},
+    ),
     "gpt2": ("GPT2", GPT2),
     "gpt2, untied, narrow": ("GPT2", GPT2 | {"tie_word_embeddings": False, "n_inner": 56}),
 }
@@ -58,7 +64,7 @@ def reference(case: str) -> Any:
     family, fields = CASES[case]
     config = getattr(transformers, f"{family}Config")(**fields)
     torch.manual_seed(5)
-    model = getattr(transformers, {"Llama": "LlamaForCausalLM", "GPT2": "GPT2LMHeadModel"}[family])(config)
+    model = getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape), alpha=0.05)
@@ -139,6 +145,20 @@ def test_a_saved_folder_loads_bit_for_bit(case: str, tmp_path: Path, tokenizer: 
     assert its_tokenizer.stop_ids == tokenizer.stop_ids
 
 
+def test_a_model_of_the_depth_dial_is_qwen3_in_transformers(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """What a recipe trains by default must leave the house: class, per-head norms, generation."""
+    ours = random_model(shape_from_depth(2, tokenizer.vocab_size, context=64))
+    export_huggingface(ours, tokenizer, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("qwen3", ["Qwen3ForCausalLM"])
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(theirs) is transformers.Qwen3ForCausalLM
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert theirs.model.layers[1].self_attn.q_norm.weight.shape == (ours.shape.d_head,)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(draw_tokens()), theirs(draw_tokens()).logits, rtol=0, atol=1e-4)
+
+
 def test_sharded_folders_load(tmp_path: Path) -> None:
     theirs = reference("llama, grouped queries")
     ours = ours_from(theirs, tmp_path, max_shard_size="60KB")
@@ -165,6 +185,8 @@ def test_positions_agree_beyond_the_start(tmp_path: Path) -> None:
         ("llama, tied", {"mlp_bias": True}, "mlp_bias=True"),
         ("llama, tied", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
         ("llama, tied", {"hidden_size": None}, "config.json"),
+        ("qwen3, grouped queries", {"use_sliding_window": True}, "use_sliding_window=True"),
+        ("qwen3, grouped queries", {"attention_bias": True}, "mlp_bias=False"),
         ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ],

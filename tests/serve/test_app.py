@@ -8,12 +8,11 @@ import stat
 
 import httpx
 import pytest
-import torch
+from random_weights import random_model
 
 from talaria.errors import UserError
 from talaria.infer.engine import Engine
 from talaria.model.shape import ModelShape
-from talaria.model.transformer import Transformer
 from talaria.serve.app import create_app
 from talaria.serve.keys import hash_key, is_known, load_key_hashes, make_key
 from talaria.tokens.settings import TokenizerSettings
@@ -27,7 +26,7 @@ BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello 你好"
 def engine() -> Engine:
     tokenizer = Tokenizer.train(["hello world, 你好世界 " * 20], TokenizerSettings(vocab_size=300))
     shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, context=64)
-    return Engine(Transformer(shape, torch.Generator().manual_seed(0)), tokenizer)
+    return Engine(random_model(shape), tokenizer)
 
 
 def call(engine: Engine, method: str, path: str, key: str | None = KEY, **options) -> httpx.Response:

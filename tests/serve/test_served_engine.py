@@ -6,14 +6,13 @@ import threading
 import time
 
 import pytest
-import torch
 import uvicorn
+from random_weights import random_model
 
 from talaria.errors import UserError
 from talaria.infer.engine import Engine
 from talaria.infer.remote import RemoteEngine, Unsupported
 from talaria.model.shape import ModelShape
-from talaria.model.transformer import Transformer
 from talaria.serve.app import create_app
 from talaria.serve.keys import hash_key
 from talaria.tokens.settings import TokenizerSettings
@@ -26,7 +25,7 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 def engine() -> Engine:
     tokenizer = Tokenizer.train(["hello world, 你好世界 " * 20], TokenizerSettings(vocab_size=300))
     shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, context=96)
-    return Engine(Transformer(shape, torch.Generator().manual_seed(0)), tokenizer)
+    return Engine(random_model(shape), tokenizer)
 
 
 @pytest.fixture(scope="module")

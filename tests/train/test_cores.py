@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from random_weights import random_model
 from torch import Tensor
 
 from talaria.model.shape import ModelShape
@@ -33,7 +34,7 @@ def make_batch(rows: int) -> Batch:
 
 
 def gradients(micro_rows: int, n_cores: int) -> tuple[Tensor, list[float]]:
-    model = Transformer(SHAPE, torch.Generator().manual_seed(2))
+    model = random_model(SHAPE, seed=2)
     micro_batches = split_rows(make_batch(6), micro_rows)
     losses = list(backward_each(lambda micro: summed_loss(model, micro, False), micro_batches, model, 10.0, n_cores))
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,11 @@ from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.checkpoint import checkpoints
+from talaria.train.meter import Meter
 from talaria.train.pretrain import pretrain
 from talaria.train.settings import OptimizerSettings, PretrainSettings, SftSettings
 from talaria.train.sft import sft
+from talaria.train.step import StepResult
 
 KILLS = int(os.environ.get("TALARIA_KILLS", "6"))
 """Kills a stage. `TALARIA_KILLS=20 pytest tests/train/test_resume.py` is what docs/results.md records."""
@@ -70,8 +74,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_pretrain(data: Path, run: Path) -> None:
-    torch.set_num_threads(1)
+def run_pretrain(data: Path, run: Path, threads: int = 1) -> None:
+    torch.set_num_threads(threads)
     with lock(run):
         run_stage(
             run,
@@ -79,8 +83,8 @@ def run_pretrain(data: Path, run: Path) -> None:
         )
 
 
-def run_sft(data: Path, run: Path) -> None:
-    torch.set_num_threads(1)
+def run_sft(data: Path, run: Path, threads: int = 1) -> None:
+    torch.set_num_threads(threads)
     base, replay = data / "base" / "pretrain" / "model", data / "tokens" / "shards"
     conversations = [data / "conversations.jsonl"]
     with lock(run):
@@ -93,63 +97,107 @@ def base(data: Path) -> Path:
     return data / "base"
 
 
-@pytest.mark.parametrize(("name", "work"), [("pretrain", run_pretrain), ("sft", run_sft)])
+@pytest.mark.parametrize(
+    ("name", "work", "threads", "wanted"),
+    [
+        ("pretrain", run_pretrain, 1, KILLS),
+        ("sft", run_sft, 1, KILLS),
+        ("pretrain", run_pretrain, 2, min(KILLS, 3)),  # micro-batches side by side
+    ],
+)
 def test_killed_at_random_instants_the_weights_are_the_same_bit_for_bit(
-    name: str, work: Callable[[Path, Path], None], data: Path, base: Path, tmp_path: Path
+    name: str, work: Callable[..., None], threads: int, wanted: int, data: Path, base: Path, tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["talaria.train.pretrain", "talaria.train.sft", __name__])
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    whole = context.Process(target=work, args=(data, undisturbed))
-    whole.start()
-    whole.join(300)
-    assert whole.exitcode == 0
-    draw = random.Random(1)
-    saves = killed / f"{name}.partial" / "checkpoints"
-    kills, resumed_from = 0, set()
-    while kills < KILLS:
-        before = checkpoints(saves)[-1:]
-        resumed_from.update(path.name for path in before)
-        process = context.Process(target=work, args=(data, killed))
+
+    def start(run: Path) -> BaseProcess:
+        process = context.Process(target=work, args=(data, run, threads))
         process.start()
+        return process
+
+    def finish(run: Path) -> None:
+        process = start(run)
+        process.join(300)
+        assert process.exitcode == 0
+
+    undisturbed = tmp_path / "undisturbed"
+    finish(undisturbed)
+    draw = random.Random(1)
+    kills, resumed_from, runs = 0, set(), [tmp_path / "killed-0"]
+    while kills < wanted:
+        partial = runs[-1] / f"{name}.partial"
+        before = checkpoints(partial / "checkpoints")[-1:]
+        process = start(runs[-1])
         if draw.random() < 0.7:  # else it may die before it has come to its first step
-            while process.is_alive() and checkpoints(saves)[-1:] == before:
+            while process.is_alive() and checkpoints(partial / "checkpoints")[-1:] == before:
                 time.sleep(0.001)
         time.sleep(draw.uniform(0.0, 0.2))
-        if not process.is_alive():
+        if not process.is_alive():  # it came to its end: the next kills are a new run's
             assert process.exitcode == 0
-            break
+            runs.append(tmp_path / f"killed-{len(runs)}")
+            continue
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         kills += 1
-    final = context.Process(target=work, args=(data, killed))
-    final.start()
-    final.join(300)
-    assert final.exitcode == 0
-    assert kills >= 2 and len(resumed_from) >= 2, "the kills never met a run in the middle"
-    for file in ("model/model.safetensors", "training.json"):
-        assert sha256(killed / name / file) == sha256(undisturbed / name / file), file
+        resumed_from.update(path.name for path in before)
     clock = ("time", "tokens_per_second", "flops_per_second", "mfu")
     rows = [
-        [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(run / name / "metrics.jsonl")]
-        for run in (killed, undisturbed)
+        {k: v for k, v in row.items() if k not in clock} for row in read_metrics(undisturbed / name / "metrics.jsonl")
     ]
-    assert rows[0] == rows[1]
+    for run in runs:
+        finish(run)
+        for file in ("model/model.safetensors", "training.json"):
+            assert sha256(run / name / file) == sha256(undisturbed / name / file), file
+        told = read_metrics(run / name / "metrics.jsonl")
+        assert [{k: v for k, v in row.items() if k not in clock} for row in told] == rows
+    assert len(resumed_from) >= wanted // 3, "the kills never met a run in the middle"
 
 
-def test_a_corrupt_checkpoint_is_refused_and_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "pretrain"
-    calls = 0
+def stopped_at(step: int, work: Callable[[], None]) -> list[int]:
+    """Do `work` and interrupt it within `step`, before its metrics are written and saved; the steps that it made."""
+    steps: list[int] = []
+    count = Meter.count
 
-    def stop_after(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
+    def count_and_stop(meter: Meter, at: int, result: StepResult) -> None:
+        count(meter, at, result)
+        steps.append(at)
+        if at == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("talaria.train.meter.Meter.count", stop_after)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(PRETRAIN, MODEL, data / "tokens", 7, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Meter, "count", count_and_stop)
+        with contextlib.suppress(KeyboardInterrupt):
+            work()
+    return steps
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(data: Path, base: Path, tmp_path: Path) -> None:
+    """The bug: a checkpoint that is never found. The result is the same, only all of the time is lost."""
+    for work in (
+        lambda: pretrain(PRETRAIN, MODEL, data / "tokens", 7, tmp_path / "pretrain"),
+        lambda: sft_on(data, base, tmp_path / "sft"),
+    ):
+        assert stopped_at(5, work) == [1, 2, 3, 4, 5]
+        assert stopped_at(7, work) == [5, 6, 7]
+
+
+def test_a_run_stopped_before_its_first_checkpoint_leaves_no_rows_twice(data: Path, base: Path, tmp_path: Path) -> None:
+    stopped_at(1, lambda: sft_on(data, base, tmp_path / "sft"))
+    assert not checkpoints(tmp_path / "sft" / "checkpoints")
+    stopped_at(3, lambda: sft_on(data, base, tmp_path / "sft"))
+    rows = read_metrics(tmp_path / "sft" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+
+
+def sft_on(data: Path, base: Path, folder: Path, settings: SftSettings = SFT) -> None:
+    model, replay = base / "pretrain" / "model", data / "tokens" / "shards"
+    sft(settings, model, [data / "conversations.jsonl"], replay if settings.replay_share else None, 7, folder)
+
+
+def test_a_corrupt_checkpoint_is_refused_and_named(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pretrain"
+    stopped_at(5, lambda: pretrain(PRETRAIN, MODEL, data / "tokens", 7, folder))
     (saved,) = checkpoints(folder / "checkpoints")
     damaged = bytearray((saved / "optimizer.safetensors").read_bytes())
     damaged[-1] ^= 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from random_weights import random_model
 
 from talaria.errors import UserError
 from talaria.model.shape import ModelShape
@@ -27,7 +28,7 @@ TOLERANCE = 2e-5
 
 
 def make_model() -> Transformer:
-    return Transformer(SHAPE, torch.Generator().manual_seed(1))
+    return random_model(SHAPE, seed=1, deviation=0.05)
 
 
 def make_batch(rows: int = 8) -> Batch:
@@ -121,12 +122,13 @@ def test_a_step_that_is_not_finite_leaves_the_weights_and_is_reported() -> None:
     optimizers = make_optimizers(model, OptimizerSettings(), RATE)
     state = StepState()
     options = {"micro_rows": 8, "rate_share": 1.0, "max_grad_norm": 1.0}
+    final_norm = model.final_norm.weight.detach().clone()
     with torch.no_grad():
         model.final_norm.weight.fill_(float("inf"))
     result = optimisation_step(model, optimizers, make_batch(), state, **options)
     assert result.skipped
     with torch.no_grad():
-        model.final_norm.weight.fill_(1.0)
+        model.final_norm.weight.copy_(final_norm)
     assert torch.equal(weights(model), before)
     assert not optimizers["adamw"].state, "a skipped step must not enter the optimizer's moments"
     assert not optimisation_step(model, optimizers, make_batch(), state, **options).skipped

@@ -118,7 +118,7 @@ def _read_jsonl(path: Path, text_field: str, invalid_utf8: InvalidUtf8) -> Itera
         text = decode_line(path, line, offset, invalid_utf8)
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{source}: not valid JSON ({error}); mend or remove the line") from None
         yield _row_document(row, text_field, source)
 
@@ -147,10 +147,13 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
         raise UserError(f"{path}: no column {text_field!r}; set corpus.text_field to one of: {', '.join(names)}")
     number = 0
     columns = [name for name in ("id", text_field) if name in names]
-    for batch in table.iter_batches(batch_size=1000, columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            yield _row_document(row, text_field, f"{path}:{number}")
+    try:
+        for batch in table.iter_batches(batch_size=1000, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield _row_document(row, text_field, f"{path}:{number}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged after row {number} ({error}); fetch or make it again") from None
 
 
 def read_dataset(name: str, text_field: str = "text") -> Iterator[Document]:

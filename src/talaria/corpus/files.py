@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,6 +66,11 @@ def find_files(paths: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
                     take(Path(match))
         else:
             raise UserError(f"{name}: no such file or folder; check corpus.paths")
+    for name in (*map(str, files), *skipped):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{os.fsencode(name)!r}: the name of this file is not UTF-8; rename it") from None
     return list(files), skipped
 
 

@@ -252,4 +252,5 @@ def provenance_of(engine: Engine, path: Path, seed: int | None) -> Provenance:
         record = json.loads(training.read_text(encoding="utf-8"))
     model = getattr(engine, "model", None)
     params = sum(weight.numel() for weight in model.parameters()) if model is not None else record.get("params")
-    return Provenance(params, record.get("tokens"), record.get("flops"), seed, record.get("steps"))
+    tokens, flops = (record.get(f"{key}_total", record.get(key)) for key in ("tokens", "flops"))
+    return Provenance(params, tokens, flops, seed, record.get("steps"))

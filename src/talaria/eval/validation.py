@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from talaria.errors import UserError
 from talaria.eval.evaluate import Candidate, Provenance, provenance_of
@@ -33,12 +34,16 @@ def evaluate_validation(
     """Score each model on the validation split below `shards` and write `folder`/results.csv.
 
     The text is read in windows of the model's context, one after the other: a token sees its own document, as far back
-    as its window goes. Raises UserError where the shards belong to another tokenizer.
+    as its window goes. Where fewer than two tokens are held out there is nothing to score: that is said, and the file
+    has no rows. Raises UserError where the shards belong to another tokenizer.
     """
     rows: list[ResultRow] = []
-    for candidate in models:
+    held_out = Shards(shards, "validation")
+    if held_out.n_tokens < 2:
+        Console(stderr=True).print("nothing to evaluate on: the held-out text has fewer than two tokens; add text")
+    for candidate in models if held_out.n_tokens >= 2 else ():
         engine = load_engine(candidate.path)
-        loss, n_tokens, n_bytes = held_out_loss(engine, Shards(shards, "validation"), settings)
+        loss, n_tokens, n_bytes = held_out_loss(engine, held_out, settings)
         provenance = provenance_of(engine, candidate.path, seed)
         rows += validation_rows(candidate.name, loss, n_tokens, n_bytes, provenance=provenance)
     write_results(rows, folder / "results.csv")

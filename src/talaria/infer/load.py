@@ -10,6 +10,7 @@ from pathlib import Path
 from talaria.errors import UsageError, UserError
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
+from talaria.run import MANIFEST, is_finished, read_json, sha256
 
 # Stages whose output answers prompts, the last one first.
 POLICY_STAGES = ("sft", "pretrain")
@@ -18,7 +19,8 @@ POLICY_STAGES = ("sft", "pretrain")
 def load(path: str | Path, quantize: str | None = None) -> Engine:
     """Read a model with its tokenizer and make it ready to generate.
 
-    A run folder gives its last finished stage whose output is a policy. Raises UserError where there is no model.
+    A run folder gives its last finished stage whose output is a policy. Raises UserError where there is no model, where
+    a stage's files are not those it wrote, and where a stage that it was made from was made again since.
     """
     if quantize is not None:
         raise UsageError(f"quantize={quantize!r}: quantized loading is not available yet; leave it out")
@@ -35,16 +37,17 @@ def find_model(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder, model folder or .gguf file")
     if _is_model(path):
+        _check_training_checkpoint(path)
         return path
     for stage in POLICY_STAGES:
-        if (path / stage / "done.json").is_file():
+        if is_finished(path / stage):
             return _stage_model(path / stage)
     begun = [stage for stage in POLICY_STAGES if (path / stage).is_dir() or (path / f"{stage}.partial").is_dir()]
     if begun:
         names = " and ".join(begun)
         raise UserError(f"{path}: {names} not finished yet; resume with `talaria run`, or give a checkpoint folder")
     if (path / "model").is_dir() or (path / "checkpoints").is_dir():
-        if not (path / "done.json").is_file():
+        if not is_finished(path):
             raise UserError(f"{path}: this stage is not finished yet; resume it, or give one of its checkpoint folders")
         return _stage_model(path)
     raise UserError(
@@ -53,9 +56,32 @@ def find_model(path: Path) -> Path:
 
 
 def _stage_model(stage: Path) -> Path:
-    if not _is_model(stage / "model"):
-        raise UserError(f"{stage}: is marked done, but {stage / 'model'} holds no model; run the stage again")
-    return stage / "model"
+    """The stage's model, if it is the one that the stage wrote and its parents are those that it was made from."""
+    model, manifest = stage / "model", read_json(stage / MANIFEST)
+    if not _is_model(model):
+        raise UserError(f"{stage}: is marked done, but {model} holds no model; run the stage again")
+    for file in sorted(file for file in model.rglob("*") if file.is_file()):
+        if sha256(file) != manifest["outputs"].get(str(file.relative_to(stage))):
+            raise UserError(
+                f"{file}: not what stage {stage.name} wrote (hash mismatch); delete {stage} and `talaria run` again"
+            )
+    for parent, digest in manifest["parents"].items():
+        made_anew = stage.parent / parent / MANIFEST
+        if made_anew.is_file() and sha256(made_anew) != digest:
+            raise UserError(
+                f"{stage}: stale, for {parent} was made again since; bring it up to date with `talaria run`"
+            )
+    return model
+
+
+def _check_training_checkpoint(folder: Path) -> None:
+    """A checkpoint of a training run is a model folder with the hash of its weights in state.json."""
+    if (folder / "state.json").is_file():
+        weights = folder / "model.safetensors"
+        if sha256(weights) != read_json(folder / "state.json").get("sha256", {}).get(weights.name):
+            raise UserError(
+                f"{weights}: not what was saved (hash mismatch); use another checkpoint or the stage itself"
+            )
 
 
 def _is_model(folder: Path) -> bool:

@@ -56,6 +56,11 @@ def load_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Transform
     return model.requires_grad_(True), _tokenizer(file)
 
 
+def gguf_shape(path: Path) -> ModelShape:
+    """The shape that a file's metadata describe."""
+    return _shape_and_layout(GGUFFile(path))[0]
+
+
 def _field(file: GGUFFile, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
     """A metadata value of a known type; without a default it must be there."""
     value = file.metadata.get(key, default)

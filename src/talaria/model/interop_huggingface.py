@@ -1,7 +1,7 @@
 """Hugging Face folders: config.json and safetensors to a shape and a state, and back.
 
-Read: LlamaForCausalLM and GPT2LMHeadModel, one file or sharded. Written: the same two where they can express the
-shape; `export_huggingface` refuses the others, which `talaria.model.checkpoint` saves under the trunk's own names.
+Read: LlamaForCausalLM, Qwen3ForCausalLM and GPT2LMHeadModel, one file or sharded. Written: the same three where they
+can express the shape; `export_huggingface` refuses the others, which are saved under the trunk's own names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from talaria.errors import UserError
-from talaria.model.layout import HUGGINGFACE_GPT2, HUGGINGFACE_LLAMA, Layout, Names, layout
+from talaria.model.layout import HUGGINGFACE_GPT2, HUGGINGFACE_LLAMA, HUGGINGFACE_QWEN3, Layout, Names, layout
 from talaria.model.shape import Llama3RopeScaling, ModelShape
 
 Config = dict[str, Any]
@@ -28,11 +28,13 @@ IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 def names_for(shape: ModelShape) -> Names | None:
     """The Hugging Face architecture that computes what `Transformer(shape)` does; None where there is none."""
-    if shape.token_shift or shape.ngram_embeddings or shape.qk_norm:
+    if shape.token_shift or shape.ngram_embeddings:
         return None
     variant = (shape.norm, shape.positions, shape.feed_forward)
-    if variant == ("rmsnorm", "rope", "swiglu"):
-        return HUGGINGFACE_LLAMA
+    if variant == ("rmsnorm", "rope", "swiglu") and not (shape.qk_norm and shape.bias):
+        return HUGGINGFACE_QWEN3 if shape.qk_norm else HUGGINGFACE_LLAMA
+    if shape.qk_norm:
+        return None
     square = shape.n_kv_heads == shape.n_heads and shape.d_attention == shape.d_model
     return HUGGINGFACE_GPT2 if variant == ("layernorm", "learned", "gelu") and shape.bias and square else None
 
@@ -69,8 +71,8 @@ def config_from_shape(shape: ModelShape, dtype: torch.dtype, bos_id: int | None,
             "original_max_position_embeddings": shape.rope_scaling.original_context,
         }
     return shared | {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
+        "model_type": "qwen3" if shape.qk_norm else "llama",
         "hidden_size": shape.d_model,
         "intermediate_size": shape.d_ff,
         "num_hidden_layers": shape.n_layers,
@@ -91,11 +93,11 @@ def config_from_shape(shape: ModelShape, dtype: torch.dtype, bos_id: int | None,
 
 
 def shape_from_config(config: Config, origin: Path) -> ModelShape:
-    """The shape that a LLaMA or GPT-2 config.json describes. Raises UserError for what the trunk cannot compute."""
-    reader = {"llama": _llama_shape, "gpt2": _gpt2_shape}.get(config.get("model_type", ""))
+    """The shape that a LLaMA, Qwen3 or GPT-2 config.json describes. UserError for what the trunk cannot compute."""
+    reader = {"llama": _llama_shape, "qwen3": _qwen3_shape, "gpt2": _gpt2_shape}.get(config.get("model_type", ""))
     if reader is None:
         raise UserError(
-            f"{origin}: model_type {config.get('model_type')!r} is not supported; use a llama or gpt2 model"
+            f"{origin}: model_type {config.get('model_type')!r} is not supported; use a llama, qwen3 or gpt2 model"
         )
     try:
         return reader(config, origin)
@@ -145,6 +147,13 @@ def _llama_shape(config: Config, origin: Path) -> ModelShape:
             "rope_scaling": scaling,
         }
     )
+
+
+def _qwen3_shape(config: Config, origin: Path) -> ModelShape:
+    """LLaMA's shape with norms on queries and keys."""
+    sliding = config.get("use_sliding_window", False)
+    _refuse_unless(not sliding, origin, "use_sliding_window", sliding, "false")
+    return _llama_shape({"head_dim": 128} | config, origin).model_copy(update={"qk_norm": True})
 
 
 def _gpt2_shape(config: Config, origin: Path) -> ModelShape:

@@ -7,7 +7,7 @@ other way round (GPT-2's Conv1D). A `Part` says how, and `assemble` and `disasse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Names:
     feed_forward_norm: str
     up: tuple[str, ...]
     down: str
+    query_norm: str = ""
+    key_norm: str = ""
     position_embed: str = ""
     transposed: bool = False
     permuted: bool = False
@@ -61,6 +63,7 @@ HUGGINGFACE_LLAMA = Names(
     up=("mlp.gate_proj", "mlp.up_proj"),
     down="mlp.down_proj",
 )
+HUGGINGFACE_QWEN3 = replace(HUGGINGFACE_LLAMA, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
 HUGGINGFACE_GPT2 = Names(
     block="transformer.h.{}.",
     embed="transformer.wte",
@@ -108,9 +111,8 @@ def layout(shape: ModelShape, names: Names) -> Layout:
     result: Layout = {"embed.weight": [Part(f"{names.embed}.weight", shape.vocab_size)]}
     if shape.positions == "learned":
         result["position_embed.weight"] = [Part(f"{names.position_embed}.weight", shape.context)]
-    head_counts = (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)
-    qkv_rows = [shape.d_head * heads for heads in head_counts] if len(names.qkv) == 3 else [shape.d_qkv]
-    qkv_permuted = [*head_counts[:2], 0] if names.permuted else [0] * len(names.qkv)
+    qkv_rows = shape.qkv_rows if len(names.qkv) == 3 else (shape.d_qkv,)
+    qkv_permuted = [shape.n_heads, shape.n_kv_heads, 0] if names.permuted else [0] * len(names.qkv)
     kinds = ["weight", "bias"] if shape.bias else ["weight"]
     norm_kinds = kinds if shape.norm == "layernorm" else ["weight"]
     for layer in range(shape.n_layers):
@@ -121,6 +123,9 @@ def layout(shape: ModelShape, names: Names) -> Layout:
                 ("feed_forward_norm", names.feed_forward_norm),
             ):
                 result[f"{ours}{our_norm}.{kind}"] = [Part(f"{theirs}{their_norm}.{kind}", shape.d_model)]
+        if shape.qk_norm:
+            result[f"{ours}attention.query_norm.weight"] = [Part(f"{theirs}{names.query_norm}.weight", shape.d_head)]
+            result[f"{ours}attention.key_norm.weight"] = [Part(f"{theirs}{names.key_norm}.weight", shape.d_head)]
         for kind in kinds:
             turn = names.transposed and kind == "weight"
             result[f"{ours}attention.qkv.{kind}"] = [

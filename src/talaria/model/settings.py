@@ -31,6 +31,7 @@ class ModelSettings(Settings):
     rope_theta: float | None = Field(default=None, gt=0)
     rope_scaling: Llama3RopeScaling | None = None
     qk_norm: bool | None = None
+    """Norms on queries and keys; absent, with rotary positions only."""
     token_shift: bool | None = None
     ngram_embeddings: int | None = Field(default=None, ge=0, le=8)
 

@@ -57,7 +57,7 @@ class ModelShape(Settings):
     rope_theta: float = Field(default=10000.0, gt=0)
     rope_scaling: Llama3RopeScaling | None = None
     qk_norm: bool = False
-    """RMSNorm on every query and key head before RoPE (Henry et al. 2020, as in Qwen3)."""
+    """RMSNorm on every query and key head before RoPE (Henry et al. 2020, as in Qwen3); on in `shape_from_depth`."""
     token_shift: bool = False
     """Each sublayer sees a learned mix, channel by channel, of this position and the one before (Peng et al. 2023)."""
     ngram_embeddings: int = Field(default=0, ge=0, le=8)
@@ -100,16 +100,25 @@ class ModelShape(Settings):
         return self.n_heads * self.d_head
 
     @property
+    def qkv_rows(self) -> tuple[int, int, int]:
+        """Rows of query, key and value in their fused projection."""
+        return self.d_attention, self.n_kv_heads * self.d_head, self.n_kv_heads * self.d_head
+
+    @property
     def d_qkv(self) -> int:
         """Width of the fused query, key and value projection."""
-        return (self.n_heads + 2 * self.n_kv_heads) * self.d_head
+        return sum(self.qkv_rows)
+
+    @property
+    def up_rows(self) -> tuple[int, ...]:
+        """Rows of gate and up in their fused projection; of up alone where there is no gate."""
+        return (self.d_ff, self.d_ff) if self.feed_forward == "swiglu" else (self.d_ff,)
 
     def _norm_params(self) -> int:
         return self.d_model * (2 if self.norm == "layernorm" and self.bias else 1)
 
     def _matrix_params_per_layer(self) -> int:
-        up = self.d_ff * (2 if self.feed_forward == "swiglu" else 1)
-        return self.d_model * (self.d_qkv + self.d_attention + up + self.d_ff)
+        return self.d_model * (self.d_qkv + self.d_attention + sum(self.up_rows) + self.d_ff)
 
     def _lookup_params(self) -> int:
         """Tables that are read by index: they cost no multiplication."""
@@ -120,8 +129,7 @@ class ModelShape(Settings):
         """Trainable parameters; a tied embedding is counted once."""
         vectors = 2 * self._norm_params()
         if self.bias:
-            up = self.d_ff * (2 if self.feed_forward == "swiglu" else 1)
-            vectors += self.d_qkv + self.d_model + up + self.d_model
+            vectors += self.d_qkv + self.d_model + sum(self.up_rows) + self.d_model
         if self.qk_norm:
             vectors += 2 * self.d_head
         if self.token_shift:
@@ -189,6 +197,7 @@ def default_d_ff(d_model: int, feed_forward: str) -> int:
 def shape_from_depth(depth: int, vocab_size: int, context: int = 1024, **explicit: Any) -> ModelShape:
     """One number sets the size: `depth` layers, width 64 x depth, heads of 64 channels (32 up to depth 4).
 
+    Queries and keys are normed where positions are rotary, which lets the rate be higher (Wortsman et al. 2023).
     Any field of `ModelShape` in `explicit` wins over the derived value; what depends on it follows.
     """
     given = {key: value for key, value in explicit.items() if value is not None}
@@ -197,4 +206,5 @@ def shape_from_depth(depth: int, vocab_size: int, context: int = 1024, **explici
         d_head = given.get("d_head", 32 if depth <= 4 else 64)
         given["n_heads"] = max(1, d_model // d_head)
     defaults = {"vocab_size": vocab_size, "n_layers": depth, "d_model": d_model, "context": context}
+    defaults["qk_norm"] = given.get("positions", "rope") == "rope"
     return ModelShape(**(defaults | given))

@@ -27,7 +27,7 @@ class FeedForward(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.gated = shape.feed_forward == "swiglu"
-        self.up = nn.Linear(shape.d_model, shape.d_ff * (2 if self.gated else 1), bias=shape.bias)
+        self.up = nn.Linear(shape.d_model, sum(shape.up_rows), bias=shape.bias)
         self.down = nn.Linear(shape.d_ff, shape.d_model, bias=shape.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -125,12 +125,13 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the initial weights as GPT-2 does (Radford et al. 2019, section 2.3, and its code).
+        """Draw the initial weights.
 
-        Normal with deviation 0.02 for matrices and tables, 0.01 for learned positions; projections into the residual
-        stream divided by sqrt(2 L); biases 0, norms 1. A token shift starts at mixes from 0 to 1 across the channels.
+        Hidden matrices have deviation 1/sqrt(columns), so that activations keep their size at any width (Yang et al.
+        2022, "Tensor Programs V", table 3); projections into the residual stream are 0, so that every block begins as
+        the identity (Zhang et al. 2019, "Fixup"; nanochat); tables 0.02 and learned positions 0.01 (GPT-2); biases 0,
+        norms 1. A token shift starts at mixes from 0 to 1 across the channels.
         """
-        residual_std = 0.02 / math.sqrt(2 * self.shape.n_layers)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -141,7 +142,9 @@ class Transformer(nn.Module):
             elif name.startswith("position_embed"):
                 parameter.normal_(0.0, 0.01, generator=generator)
             elif name.endswith(("attention.out.weight", "feed_forward.down.weight")):
-                parameter.normal_(0.0, residual_std, generator=generator)
+                parameter.zero_()
+            elif name.startswith("blocks."):
+                parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[1]), generator=generator)
             else:
                 parameter.normal_(0.0, 0.02, generator=generator)
 
@@ -197,6 +200,11 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """The output table (V, D): the embedding's own where the two are tied."""
         return self.embed.weight if self.shape.tie_embeddings else self.unembed.weight
+
+    def fused_rows(self) -> dict[nn.Parameter, tuple[int, ...]]:
+        """Rows of each matrix in the parameters that hold several: query, key and value; gate and up."""
+        rows = {"attention.qkv.weight": self.shape.qkv_rows, "feed_forward.up.weight": self.shape.up_rows}
+        return {block.get_parameter(name): of for block in self.blocks for name, of in rows.items()}
 
     @staticmethod
     def _has_earlier(n: int, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:

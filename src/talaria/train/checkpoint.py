@@ -2,7 +2,8 @@
 
     checkpoints/step-000100/{model.safetensors, optimizer.safetensors, state.json}
 
-Each is written to a temporary folder and renamed; `state.json` holds the hashes of the other two. No pickle.
+and, beside them, the configuration and the tokenizer, so that a checkpoint is a model folder too: `talaria chat` reads
+it. Each is written to a temporary folder and renamed; `state.json` holds the hashes of both tensor files. No pickle.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from talaria.errors import UserError
+from talaria.model.checkpoint import describe_own_names, save_tensors
 from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder, atomic_write, read_json, sha256, to_json
+from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.optim import load_optimizer_tensors, optimizer_tensors
 
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
@@ -26,14 +29,18 @@ def save_checkpoint(
     folder: Path,
     step: int,
     model: Transformer,
+    tokenizer: Tokenizer,
     optimizers: dict[str, torch.optim.Optimizer],
     state: dict[str, Any],
     keep: int = 1,
 ) -> None:
     """Write `folder/step-<step>`, then delete all but the newest `keep`. `state` is any JSON value."""
+    for leftover in folder.glob(".step-*.tmp"):  # of a save that was killed
+        shutil.rmtree(leftover)
     with atomic_folder(folder / f"step-{step:06d}") as target:
-        save_file(_contiguous(model.state_dict()), target / "model.safetensors")
-        save_file(_contiguous(dict(optimizer_tensors(model, optimizers))), target / "optimizer.safetensors")
+        save_tensors(_contiguous(model.state_dict()), target / "model.safetensors")
+        save_tensors(_contiguous(dict(optimizer_tensors(model, optimizers))), target / "optimizer.safetensors")
+        describe_own_names(model.shape, model.embed.weight.dtype, tokenizer, target)
         record = {
             "step": step,
             "state": state,
@@ -47,7 +54,7 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first. Leftovers of a killed save begin with a dot and are not among them."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,11 +14,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from talaria.corpus.files import find_files
+from talaria.model.checkpoint import load_shape
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.shards import INDEX, Shards
 from talaria.train.meter import peak_flops
-from talaria.train.settings import PretrainSettings, plan_pretraining
+from talaria.train.settings import PretrainSettings, SftSettings, TrainingPlan, plan_pretraining
 from talaria.train.sizing import probe
 
 _DEPTHS = (2, 4, 6, 8, 12)
@@ -24,46 +29,98 @@ _PROBED_DEPTHS = (2, 4, 6)
 _TABLE_VOCABULARY = 8192
 _PROGRAM_BYTES = 350_000_000
 """Python and torch themselves, before the first tensor."""
+_TOKENS_PER_ENTITY = 2000
+"""What the world writes about one of its people, at the demo's vocabulary of 2,048."""
+_BYTES_PER_TOKEN = 3.5
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A model and how it would be trained; `tokens` is None where the size of the data is not known."""
+
+    name: str
+    shape: ModelShape
+    plan: TrainingPlan
+    tokens: int | None
+    pretrain: PretrainSettings
 
 
 def examine(
     model: ModelSettings | None = None,
     pretrain: PretrainSettings | None = None,
     tokenizer: TokenizerSettings | None = None,
+    sft: SftSettings | None = None,
+    data_tokens: int | None = None,
 ) -> Group:
-    """The machine, then one row for the recipe's model, or one for each depth of the dial."""
-    if model is not None:
-        vocab_size = (tokenizer or TokenizerSettings()).vocab_size
-        shapes = {"recipe": resolve_shape(model, vocab_size)}
-    else:
+    """The machine, then one row for the recipe's model (without [pretrain], of `sft.base`), or one for each depth.
+
+    `data_tokens` is the size of the training split (`estimate_data_tokens`); [pretrain] needs it if it counts epochs.
+    """
+    if model is None:
         shapes = {f"depth {depth}": shape_from_depth(depth, _TABLE_VOCABULARY, context=256) for depth in _DEPTHS}
+        rows = [_row(name, shape, PretrainSettings(), None) for name, shape in shapes.items()]
+    elif pretrain is None and sft is not None and sft.base is not None:
+        shape = load_shape(Path(sft.base))
+        context = min(sft.context or shape.context, shape.context)
+        settings = PretrainSettings(
+            context=context,
+            epochs=sft.epochs,
+            batch_tokens=sft.batch_tokens or 8 * context,
+            micro_batch_tokens=sft.micro_batch_tokens,
+            optimizer=sft.optimizer,
+            dtype=sft.dtype,
+        )
+        rows = [_row("sft.base", shape, settings, None)]
+    else:
+        shape = resolve_shape(model, (tokenizer or TokenizerSettings()).vocab_size)
+        rows = [_row("recipe", shape, pretrain or PretrainSettings(), data_tokens)]
     table = Table(title="Training on this machine", title_justify="left")
     for column in ("model", "parameters", "tokens", "batch", "memory", "disk", "tokens/s", "time"):
         table.add_column(column, justify="left" if column == "model" else "right")
     rate_of_flops = 0.0
-    for name, shape in shapes.items():
-        plan = plan_pretraining(pretrain or PretrainSettings(), shape, data_tokens=20 * shape.n_params())
-        if model is not None or int(name.split()[1]) in _PROBED_DEPTHS:
-            rows = min(plan.rows, max(1, 4096 // plan.context))
-            rate = rows * plan.context / probe(shape, rows, plan.context, min(plan.micro_rows, rows))
+    for row in rows:
+        shape, plan = row.shape, row.plan
+        if model is not None or shape.n_layers in _PROBED_DEPTHS:
+            n = min(plan.rows, max(1, 4096 // plan.context))
+            rate = n * plan.context / probe(shape, n, plan.context, min(plan.micro_rows, n))
             rate_of_flops = rate * shape.flops_per_token(plan.context)
             shown = f"{rate:,.0f}"
         else:
             # Larger ones are not probed: they reach the FLOP rate of the largest probed, or more.
             rate = rate_of_flops / shape.flops_per_token(plan.context)
             shown = f"~{rate:,.0f}"
-        memory = _PROGRAM_BYTES + training_bytes(shape, plan.micro_rows, plan.context, pretrain)
+        memory = _PROGRAM_BYTES + training_bytes(shape, plan.micro_rows, plan.context, row.pretrain)
         table.add_row(
-            name,
+            row.name,
             f"{shape.n_params():,}",
-            f"{plan.tokens:,}",
+            "unknown" if row.tokens is None else f"{row.tokens:,}",
             f"{plan.batch_tokens:,}",
             _gigabytes(memory),
-            _gigabytes(disk_bytes(shape, plan.tokens)),
+            _gigabytes(disk_bytes(shape, row.tokens or 0)),
             shown,
-            _duration(plan.tokens / rate),
+            "unknown" if row.tokens is None else _duration(row.tokens / rate),
         )
     return Group(_machine(), table, Text("tokens/s: measured now with the real step; ~ scaled from the row above."))
+
+
+def _row(name: str, shape: ModelShape, settings: PretrainSettings, data_tokens: int | None) -> _Row:
+    counts_epochs = settings.tokens is None and settings.epochs is not None
+    # Where the data's size is not known, Chinchilla's 20 tokens a parameter give the batch that the plan derives.
+    plan = plan_pretraining(settings, shape, data_tokens or 20 * shape.n_params())
+    return _Row(name, shape, plan, None if counts_epochs and data_tokens is None else plan.tokens, settings)
+
+
+def estimate_data_tokens(run: Path, entities: int | None, paths: Sequence[str]) -> int | None:
+    """Training tokens of a recipe: counted where `run` has its shards, else estimated from the world's `entities` and
+    from the size of the files at `paths`; None where that cannot be told (a data set by name, no corpus at all)."""
+    shards = run / "tokenizer" / "shards"
+    if (shards / INDEX).is_file():
+        return Shards(shards, "train", verify=False).n_tokens
+    if any(path.startswith("hf:") for path in paths) or (entities is None and not paths):
+        return None
+    files = find_files(list(paths))[0] if paths else []
+    size = sum(file.stat().st_size for file in files)
+    return round(_TOKENS_PER_ENTITY * (entities or 0) + size / _BYTES_PER_TOKEN)
 
 
 def training_bytes(shape: ModelShape, rows: int, context: int, pretrain: PretrainSettings | None) -> int:

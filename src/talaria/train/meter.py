@@ -30,7 +30,16 @@ def peak_flops(dtype: torch.dtype = torch.float32) -> float:
 class Meter:
     """Counts steps; `row` gives the rates of the last one."""
 
-    def __init__(self, title: str, steps: int, done: int, flops_per_token: int, show: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        steps: int,
+        done: int,
+        flops_per_token: int,
+        dtype: torch.dtype = torch.float32,
+        ranks: int = 1,
+        show: bool = True,
+    ) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -42,7 +51,7 @@ class Meter:
             disable=not (show and console.is_terminal),
         )
         self._task = self._progress.add_task(title, total=steps, completed=done, rate="")
-        self._flops_per_token = flops_per_token
+        self._flops_per_token, self._dtype, self._ranks = flops_per_token, dtype, ranks
         self._clock = time.perf_counter()
         self._rate = 0.0
 
@@ -58,7 +67,7 @@ class Meter:
 
     def count(self, step: int, result: StepResult) -> None:
         now = time.perf_counter()
-        self._rate = result.n_tokens / max(now - self._clock, 1e-9)
+        self._rate = result.n_positions / max(now - self._clock, 1e-9)
         self._clock = now
         self._progress.update(self._task, completed=step, rate=f"loss {result.loss:.3f}  {self._rate:,.0f} tok/s")
 
@@ -67,13 +76,14 @@ class Meter:
         self._clock = time.perf_counter()
 
     def row(self, result: StepResult) -> dict[str, float | bool | None]:
-        """Values for one row of metrics.jsonl; FLOPs of skipped work are not counted as useful."""
+        """Values for one row of metrics.jsonl. Rates count every computed position, also those without a loss; MFU is
+        the share of what all ranks reach in large products of the same dtype."""
         return {
             "train_loss": result.loss,
             "grad_norm": result.grad_norm,
             "tokens_per_second": self._rate,
             "flops_per_second": self._rate * self._flops_per_token,
-            "mfu": self._rate * self._flops_per_token / peak_flops(),
+            "mfu": self._rate * self._flops_per_token / (self._ranks * peak_flops(self._dtype)),
             "noise_scale": result.noise_scale,
             "skipped": result.skipped or None,
             "spike": result.spike or None,

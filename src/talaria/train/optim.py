@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from talaria.model.transformer import Transformer
+from talaria.train.muon import Muon
 from talaria.train.settings import OptimizerSettings
 
 
 def make_optimizers(
-    model: nn.Module, settings: OptimizerSettings, learning_rate: float
+    model: Transformer, settings: OptimizerSettings, learning_rate: float
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019) for all parameters, or for all but the hidden matrices, which take Muon
-    (Jordan et al. 2024; rate matched to AdamW's update RMS as in Liu et al. 2025, section 2.2). Matrices decay,
-    vectors do not. Each group keeps its peak rate as `peak_rate`."""
+    (Jordan et al. 2024). Matrices decay, vectors do not. Each group keeps its peak rate as `peak_rate`."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     by_muon = {name for name, p in named if settings.name == "muon" and p.ndim == 2 and _is_hidden(name)}
     adamw = torch.optim.AdamW(
@@ -35,27 +36,27 @@ def make_optimizers(
     if not by_muon:
         return {"adamw": adamw}
     muon_rate = settings.muon_learning_rate or learning_rate
-    muon = torch.optim.Muon(
+    muon = Muon(
         [{"params": [p for name, p in named if name in by_muon], "peak_rate": muon_rate}],
         lr=muon_rate,
         weight_decay=settings.weight_decay,
-        ns_steps=settings.newton_schulz_steps,
-        adjust_lr_fn="match_rms_adamw",
+        rows_of=model.fused_rows(),
+        newton_schulz_steps=settings.newton_schulz_steps,
     )
     return {"adamw": adamw, "muon": muon}
 
 
 def rate_share(step: int, steps: int, settings: OptimizerSettings) -> float:
-    """The rate of `step` (0-based) of `steps` as a share of the peak."""
+    """The rate of `step` (0-based) of `steps` as a share of the peak: `final_rate` at the last one."""
     warmup = settings.warmup_share * steps
     if step + 1 <= warmup:
         return (step + 1) / warmup
+    decay = steps - warmup if settings.schedule == "cosine" else settings.decay_share * steps
+    # 1 where the decay begins, 0 at the last step, which so runs at `final_rate` itself.
+    left = min(1.0, (steps - 1 - step) / max(1.0, decay - 1))
     if settings.schedule == "cosine":
-        progress = (step - warmup) / max(1.0, steps - warmup)
-        return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-    decay = settings.decay_share * steps
-    left = (steps - step) / max(1.0, decay)
-    return settings.final_rate + (1 - settings.final_rate) * min(1.0, left)
+        left = 0.5 * (1 - math.cos(math.pi * left))
+    return settings.final_rate + (1 - settings.final_rate) * left
 
 
 def set_rate(optimizers: dict[str, torch.optim.Optimizer], share: float) -> None:
@@ -80,8 +81,7 @@ def load_optimizer_tensors(
     for path, tensor in tensors.items():
         kind, name, key = path.split("/")
         parameter = parameters[name]
-        # AdamW keeps its step count where it was made; the moments live beside the parameter.
-        optimizers[kind].state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+        optimizers[kind].state[parameter][key] = tensor.to(parameter.device)
 
 
 def _is_hidden(name: str) -> bool:

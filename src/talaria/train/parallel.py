@@ -1,12 +1,16 @@
-"""Data parallelism over torch.distributed ranks: start with `torchrun --nproc-per-node N -m talaria ...`.
+"""Data parallelism over the ranks that torchrun starts: sums over ranks, and one rank that leads the others.
 
-Without a process group every function is the identity, so one rank and many run the same code.
+Rank 0 holds the run folder and decides which stages run; the others `follow` it into those that train. Without a
+process group every function is the identity, so one rank and many run the same code.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,9 +22,10 @@ N = TypeVar("N", int, float)
 def start() -> None:
     """Join the process group that torchrun describes in the environment, if there is one."""
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # The others wait for rank 0 through stages that one process runs, such as a corpus, however long they take.
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7))
 
 
 def rank() -> int:
@@ -58,3 +63,35 @@ def sum_gradients(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
         offset += parameter.numel()
+
+
+def led(stage: str, work: Callable[[Path], None]) -> Callable[[Path], None]:
+    """On rank 0, `work(folder)` done by all ranks at once: those that `follow` are told the stage and the folder."""
+
+    def lead(folder: Path) -> None:
+        _from_first((stage, str(folder)))
+        work(folder)
+
+    return work if world_size() == 1 else lead
+
+
+def follow(work_of: Callable[[str], Callable[[Path], None]]) -> None:
+    """On the other ranks, do `work_of(stage)(folder)` as often as rank 0 leads it, until it calls `finish`."""
+    while (told := _from_first(None)) is not None:
+        stage, folder = told
+        work_of(stage)(Path(folder))
+    dist.destroy_process_group()
+
+
+def finish() -> None:
+    """On rank 0, let the other ranks go. Not after an error: torchrun stops them when this process ends with one."""
+    if world_size() > 1:
+        _from_first(None)
+        dist.destroy_process_group()
+
+
+def _from_first(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

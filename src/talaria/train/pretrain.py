@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from talaria.errors import UserError
 from talaria.model.checkpoint import save_model
@@ -35,6 +36,7 @@ def pretrain(settings: PretrainSettings, model_settings: ModelSettings, tokens: 
         "pretrain",
         folder,
         Transformer(shape, torch.Generator().manual_seed(seed)),
+        tokenizer,
         PackedBatches(shards, plan.context, plan.rows // ranks, seed, parallel.rank(), ranks),
         plan,
         settings.optimizer,
@@ -44,10 +46,13 @@ def pretrain(settings: PretrainSettings, model_settings: ModelSettings, tokens: 
         checkpoint_every_seconds=settings.checkpoint_every_seconds,
         seed=seed,
     )
+    validates = Shards(tokens / "shards", "validation").n_tokens >= 2
+    if not validates and parallel.rank() == 0:
+        Console(stderr=True).print("no validation: the held-out text has fewer than two tokens")
     with session.meter:
         while not session.finished:
             session.advance(measure_noise=_every(settings.noise_scale_every_steps, session.step))
-            if session.finished or _every(settings.validate_every_steps, session.step):
+            if validates and (session.finished or _every(settings.validate_every_steps, session.step)):
                 session.validation_loss(_held_out(tokens / "shards", plan.context, plan.micro_rows, settings))
             session.save_if_due()
     if parallel.rank() == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import torch
 from talaria.model.transformer import Transformer
 from talaria.run import Metrics, atomic_write, to_json
 from talaria.tokens.batches import Batch
+from talaria.tokens.tokenizer import Tokenizer
 from talaria.train import parallel
 from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from talaria.train.meter import Meter
@@ -39,6 +40,7 @@ class Session:
         title: str,
         folder: Path,
         model: Transformer,
+        tokenizer: Tokenizer,
         batches: Batches,
         plan: TrainingPlan,
         optimizer: OptimizerSettings,
@@ -50,9 +52,10 @@ class Session:
         seed: int,
     ) -> None:
         self.folder, self.batches, self.plan, self.seed = folder, batches, plan, seed
+        self._tokenizer = tokenizer
         self.model = model.to(training_device())
         self.memory: dict[str, Any] = {}
-        self.step, self.tokens = 0, 0
+        self.step, self.tokens, self.positions = 0, 0, 0
         self._settings = optimizer
         self._optimizers = make_optimizers(self.model, optimizer, plan.learning_rate)
         self._state = StepState()
@@ -62,13 +65,23 @@ class Session:
         if saved := checkpoints(folder / "checkpoints"):
             self.step, state = load_checkpoint(saved[-1], self.model, self._optimizers)
             batches.load_state(state["batches"])
-            self._state, self.tokens, self.memory = StepState(**state["step"]), state["tokens"], state["memory"]
+            self._state, self.memory = StepState(**state["step"]), state["memory"]
+            self.tokens, self.positions = state["tokens"], state["positions"]
         if compile:
             self.model.hidden = torch.compile(self.model.hidden)  # type: ignore[method-assign]
         self._is_first = parallel.rank() == 0
-        self._metrics = Metrics(folder / "metrics.jsonl", resume_step=self.step) if self._is_first else None
-        flops_per_token = self.model.shape.flops_per_token(plan.context)
-        self.meter = Meter(title, plan.steps, self.step, flops_per_token, show=self._is_first)
+        # Without a checkpoint the metrics begin anew, too: rows of step 0 would otherwise stand twice.
+        resume_step = self.step if saved else None
+        self._metrics = Metrics(folder / "metrics.jsonl", resume_step) if self._is_first else None
+        self.meter = Meter(
+            title,
+            plan.steps,
+            self.step,
+            self.model.shape.flops_per_token(plan.context),
+            self._autocast or torch.float32,
+            parallel.world_size(),
+            show=self._is_first,
+        )
         self._last_save = time.monotonic()
 
     @property
@@ -90,7 +103,8 @@ class Session:
             measure_noise=measure_noise,
             autocast=self._autocast,
         )
-        self.step, self.tokens = self.step + 1, self.tokens + result.n_tokens
+        self.step += 1
+        self.tokens, self.positions = self.tokens + result.n_tokens, self.positions + result.n_positions
         self.meter.count(self.step, result)
         self.write(learning_rate=share * self.plan.learning_rate, **self.meter.row(result))
         return result
@@ -123,27 +137,40 @@ class Session:
                 "batches": self.batches.state(),
                 "step": asdict(self._state),
                 "tokens": self.tokens,
+                "positions": self.positions,
                 "memory": self.memory,
             }
-            save_checkpoint(self.folder / "checkpoints", self.step, self.model, self._optimizers, state)
+            folder = self.folder / "checkpoints"
+            save_checkpoint(folder, self.step, self.model, self._tokenizer, self._optimizers, state)
             self.meter.pause()
         self._last_save = time.monotonic()
 
-    def close(self, **record: Any) -> None:
-        """Write training.json: what the run cost, and the loop's own `record`."""
+    def close(self, base: Mapping[str, Any] | None = None, **record: Any) -> None:
+        """Write training.json: what the run cost, and the loop's own `record`.
+
+        `base` is the training.json of the model that it began with, {} if that cost is unknown, None if it began with
+        random weights. `tokens` have a loss, `positions` are computed; `..._total` is the cost with the base's.
+        """
         if self._metrics:
             self._metrics.close()
             shape = self.model.shape
+            own = {"tokens": self.tokens, "flops": shape.flops_per_token(self.plan.context) * self.positions}
+            before = {"tokens_total": 0, "flops_total": 0} if base is None else base
             cost = {
                 "params": shape.n_params(),
                 "steps": self.step,
-                "tokens": self.tokens,
-                "flops": shape.flops_per_token(self.plan.context) * self.tokens,
+                "positions": self.positions,
+                **own,
+                **{f"{key}_total": _sum(value, before.get(f"{key}_total")) for key, value in own.items()},
                 "seed": self.seed,
                 "plan": self.plan.model_dump(),
             }
             atomic_write(self.folder / "training.json", to_json(cost | record))
         parallel.barrier()
+
+
+def _sum(own: int, before: int | None) -> int | None:
+    return None if before is None else own + before
 
 
 def training_device() -> torch.device:

@@ -16,7 +16,7 @@ import torch
 
 from talaria.errors import UserError
 from talaria.model.checkpoint import load_model, save_model
-from talaria.run import atomic_folder
+from talaria.run import atomic_folder, read_json
 from talaria.tokens.batches import Batch, ConversationBatches, PackedBatches, pack_conversations
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.conversations import read_conversations
@@ -36,16 +36,21 @@ def sft(
     context = min(settings.context or model.shape.context, model.shape.context)
     messages = [conversation for path in conversations for conversation in read_conversations(path)]
     random.Random(seed).shuffle(messages)
-    chats = [encode_chat(tokenizer, conversation) for conversation in messages[: settings.limit]]
+    encoded = [encode_chat(tokenizer, conversation) for conversation in messages[: settings.limit]]
+    # One without a counted token inside the context teaches nothing and would make an empty validation.
+    chats = [chat for chat in encoded if any(chat.loss_mask[1 : context + 1])]
     held_out = max(1, round(len(chats) * settings.validation_share))
     if held_out >= len(chats):
-        raise UserError(f"{len(chats)} conversations are too few to train and to validate; give more")
+        raise UserError(
+            f"{len(chats)} of {len(encoded)} conversations have an answer that begins within the context of {context} "
+            "tokens, too few to train and to validate; give more, or a longer sft.context"
+        )
     validation = pack_conversations(chats[:held_out], context)
     training = pack_conversations(chats[held_out:], context)
 
     ranks, rank = parallel.world_size(), parallel.rank()
     rows = max(1, round((settings.batch_tokens or 8 * context) / context / ranks))
-    replay_rows = round(rows * settings.replay_share) if replay else 0
+    replay_rows = _replay_rows(settings, rows, context * ranks, replay)
     chat_rows = rows - replay_rows
     plan = TrainingPlan(
         context=context,
@@ -57,13 +62,14 @@ def sft(
     batches = MixedBatches(
         ConversationBatches(training, chat_rows, seed, rank, ranks),
         PackedBatches(Shards(replay, "train"), context, replay_rows, seed + 1, rank, ranks)
-        if replay and replay_rows
+        if replay is not None and replay_rows
         else None,
     )
     session = Session(
         "sft",
         folder,
         model,
+        tokenizer,
         batches,
         plan,
         settings.optimizer,
@@ -96,13 +102,15 @@ def sft(
             if session.finished or session.step % every == 0:
                 validate()
             session.save_if_due()
+    cost = base.parent / "training.json"
     session.close(
+        read_json(cost) if cost.is_file() else {},
         **session.memory,
         stopped_early=not session.finished,
         conversations=len(chats) - held_out,
         conversations_held_out=held_out,
         conversations_truncated=training.n_truncated,
-        conversations_dropped=training.n_dropped,
+        conversations_dropped=len(encoded) - len(chats),
     )
 
 
@@ -128,6 +136,20 @@ class MixedBatches:
         self._conversations.load_state(state["conversations"])
         if self._replay:
             self._replay.load_state(state["replay"])
+
+
+def _replay_rows(settings: SftSettings, rows: int, tokens_per_row: int, replay: Path | None) -> int:
+    """Rows of pretraining text in each rank's `rows`: at least one, and at least one is left to conversations."""
+    if not settings.replay_share:
+        return 0
+    if replay is None:
+        raise UserError("sft.replay_share needs the pretraining text of this run; leave it out where sft.base is given")
+    if rows < 2:
+        raise UserError(
+            f"sft.replay_share needs two rows a batch, one to replay; set sft.batch_tokens to {2 * tokens_per_row} or "
+            "more, or sft.context lower"
+        )
+    return min(rows - 1, max(1, round(rows * settings.replay_share)))
 
 
 def _is_stuck(memory: dict[str, Any], patience: int | None) -> bool:

@@ -29,6 +29,8 @@ class StepResult:
     """Mean nats per counted token, over all ranks."""
     n_tokens: int
     """Counted tokens, over all ranks."""
+    n_positions: int
+    """Computed positions, counted or not, over all ranks."""
     grad_norm: float
     """L2 norm before clipping."""
     skipped: bool
@@ -130,7 +132,8 @@ def optimisation_step(
     noise = None
     if finite and measure_noise and len(micro_batches) > 1:
         noise = _noise_scale(state, first_square, counts[0], norm**2, n_tokens)
-    return StepResult(loss, n_tokens, norm, not finite, finite and _is_spike(state, loss), noise)
+    n_positions = batch.inputs_BT.numel() * parallel.world_size()
+    return StepResult(loss, n_tokens, n_positions, norm, not finite, finite and _is_spike(state, loss), noise)
 
 
 def split_rows(batch: Batch, rows: int) -> list[Batch]:

@@ -1,0 +1,177 @@
+"""What surrounds the steps: what a run cost, data too small or too long for it, checkpoints in order, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from talaria.corpus.document import Document
+from talaria.errors import UserError
+from talaria.eval.evaluate import provenance_of
+from talaria.model.checkpoint import load_model, save_model, save_tensors
+from talaria.model.settings import ModelSettings
+from talaria.run import read_metrics
+from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.shards import write_shards
+from talaria.tokens.tokenizer import Tokenizer
+from talaria.train import meter
+from talaria.train.checkpoint import checkpoints
+from talaria.train.meter import Meter
+from talaria.train.pretrain import pretrain
+from talaria.train.settings import PretrainSettings, SftSettings
+from talaria.train.sft import sft
+from talaria.train.step import StepResult
+
+MODEL = ModelSettings(depth=1, d_model=16, n_heads=2, context=16)
+PRETRAIN = PretrainSettings(tokens=5 * 64, batch_tokens=64)
+SFT = SftSettings(epochs=1.0, batch_tokens=64, validation_share=0.2)
+WORDS = "the wing of a sandal carries one word over sea and land to gods "
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("tokens"), 0.2)
+
+
+def write_tokens(folder: Path, held_out: float) -> Path:
+    settings = TokenizerSettings(vocab_size=300, validation_fraction=held_out)
+    tokenizer = Tokenizer.train([WORDS] * 5, settings)
+    tokenizer.save(folder / "tokenizer")
+    write_shards([Document(str(i), f"{i} {WORDS}", "made") for i in range(40)], tokenizer, folder / "shards", settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    pretrain(PRETRAIN, MODEL, tokens, 1, folder)
+    return folder
+
+
+def conversations(path: Path, n: int = 20, question: str = "wing") -> list[Path]:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "sea"}]
+    path.write_text(f"{json.dumps({'messages': messages})}\n" * n)
+    return [path]
+
+
+def training(folder: Path) -> dict[str, float]:
+    record: dict[str, float] = json.loads((folder / "training.json").read_text())
+    return record
+
+
+def test_flops_count_every_computed_position_and_totals_the_base(base: Path, tokens: Path, tmp_path: Path) -> None:
+    """The bug: an answer of one token in a row of sixteen positions billed as one token's work."""
+    per_token = load_model(base / "model")[0].shape.flops_per_token(16)
+    cost = training(base)
+    assert cost["positions"] == 5 * 64 and cost["flops"] == 5 * 64 * per_token == cost["flops_total"]
+    assert cost["tokens"] == cost["tokens_total"] <= 5 * 64
+    sft(SFT, base / "model", conversations(tmp_path / "c.jsonl"), None, 1, tmp_path / "sft")
+    tuned = training(tmp_path / "sft")
+    assert tuned["positions"] == tuned["steps"] * 64 and tuned["tokens"] < tuned["positions"] / 2
+    assert tuned["flops"] == tuned["positions"] * per_token
+    assert tuned["tokens_total"] == cost["tokens"] + tuned["tokens"]
+    assert tuned["flops_total"] == cost["flops"] + tuned["flops"]
+    provenance = provenance_of(None, tmp_path / "sft" / "model", 1)  # type: ignore[arg-type]
+    assert (provenance.tokens, provenance.flops) == (tuned["tokens_total"], tuned["flops_total"])
+
+
+def test_the_total_of_a_foreign_base_is_unknown_not_its_fine_tuning_alone(base: Path, tmp_path: Path) -> None:
+    save_model(*load_model(base / "model"), tmp_path / "foreign" / "model")
+    sft(SFT, tmp_path / "foreign" / "model", conversations(tmp_path / "c.jsonl"), None, 1, tmp_path / "sft")
+    assert training(tmp_path / "sft")["flops_total"] is None
+    assert provenance_of(None, tmp_path / "sft" / "model", 1).flops is None  # type: ignore[arg-type]
+
+
+def test_mfu_is_a_share_of_all_ranks_in_the_dtype_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {torch.float32: 1e9, torch.bfloat16: 4e9}
+    monkeypatch.setattr(meter, "peak_flops", peaks.__getitem__)
+    result = StepResult(1.0, 10, 1000, 1.0, False, False, None)
+    shares = {}
+    for dtype, ranks in ((torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 1)):
+        one = Meter("", 1, 0, 100, dtype, ranks, show=False)
+        one.count(1, result)
+        row = one.row(result)
+        shares[dtype, ranks] = row["mfu"] / row["flops_per_second"] * 1e9  # type: ignore[operator]
+        assert row["flops_per_second"] == pytest.approx(100 * row["tokens_per_second"])  # type: ignore[operator]
+    assert list(shares.values()) == pytest.approx([1.0, 0.5, 0.25])
+
+
+def test_without_held_out_text_training_ends_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bug: the validation of the last step fails, after all of the training, and again at each resume."""
+    folder = write_tokens(tmp_path / "tokens", 0.0)
+    pretrain(PRETRAIN, MODEL, folder, 1, tmp_path / "pretrain")
+    assert (tmp_path / "pretrain" / "model" / "model.safetensors").exists()
+    assert not any("validation_loss" in row for row in read_metrics(tmp_path / "pretrain" / "metrics.jsonl"))
+    assert "no validation" in capsys.readouterr().err
+
+
+def test_conversations_beyond_the_context_are_left_out_before_some_are_held_out(base: Path, tmp_path: Path) -> None:
+    """The bug: held-out conversations all too long, so that there is nothing to validate on."""
+    long = conversations(tmp_path / "long.jsonl", n=40, question=WORDS * 3)
+    short = conversations(tmp_path / "short.jsonl", n=5)
+    sft(SFT, base / "model", long + short, None, 1, tmp_path / "sft")
+    record = training(tmp_path / "sft")
+    assert (record["conversations"], record["conversations_held_out"]) == (4, 1)
+    assert record["conversations_dropped"] == 40
+    with pytest.raises(UserError, match=r"0 of 40 conversations .* context of 16 .*longer sft.context"):
+        sft(SFT, base / "model", long, None, 1, tmp_path / "none")
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_replay_takes_at_least_one_row_and_leaves_one(
+    share: float, expected: int, base: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bugs: a small share rounded to none without a word; a large one leaves no row to conversations."""
+    rows: list[int] = []
+    batches = __import__("talaria.train.sft", fromlist=["PackedBatches"]).PackedBatches
+    monkeypatch.setattr(
+        "talaria.train.sft.PackedBatches", lambda *arguments: rows.append(arguments[2]) or batches(*arguments)
+    )
+    settings = SFT.model_copy(update={"replay_share": share})
+    sft(settings, base / "model", conversations(tmp_path / "c.jsonl"), tokens / "shards", 1, tmp_path / "sft")
+    assert rows == [expected]
+
+
+def test_replay_that_cannot_be_is_refused(base: Path, tokens: Path, tmp_path: Path) -> None:
+    files = conversations(tmp_path / "c.jsonl")
+    settings = SFT.model_copy(update={"replay_share": 0.2, "batch_tokens": 16})
+    with pytest.raises(UserError, match=r"two rows a batch.*sft.batch_tokens to 32"):
+        sft(settings, base / "model", files, tokens / "shards", 1, tmp_path / "sft")
+    with pytest.raises(UserError, match="pretraining text of this run"):
+        sft(settings, base / "model", files, None, 1, tmp_path / "sft")
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+    """The bug: names sorted as text, by which step 1,000,000 comes before step 999,999."""
+    for step in (999_999, 1_000_000, 5):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    (tmp_path / ".step-000009.77.tmp").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000005", "step-999999", "step-1000000"]
+
+
+def test_a_killed_saves_leftovers_go_with_the_next_save(tokens: Path, tmp_path: Path) -> None:
+    leftover = tmp_path / "pretrain" / "checkpoints" / ".step-000003.77.tmp"
+    leftover.mkdir(parents=True)
+    pretrain(PRETRAIN, MODEL, tokens, 1, tmp_path / "pretrain")
+    assert not leftover.exists()
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system_that_names_it(tmp_path: Path) -> None:
+    """The bug: safetensors' own error, which no caller knows, ends in a traceback instead of one line.
+
+    A limit on a file's size stands for a full disk: the kernel refuses the write in the same way.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(tmp_path / "model.safetensors"))) as caught:
+            save_tensors({"weight": torch.zeros(10_000)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
