@@ -3,8 +3,8 @@
     python bench/shakespeare.py --text tinyshakespeare.txt --peer nanoGPT_checkout --pairs 5
 
 Both train on the first 90 % of the characters. Measure: mean cross-entropy a character (nats) over the whole last 10 %,
-in windows of 64, context at most 64. The peer is its documented CPU setting with 4 layers, 4 heads, width 128, context 64,
-batch 12, 2000 iterations, no dropout. Each pair uses a fresh seed; the first side alternates.
+in windows of 64, context at most 64. The peer is its documented CPU setting with 4 layers, 4 heads, width 128, context
+64, batch 12, 2000 iterations, no dropout. Each pair uses a fresh seed; the first side alternates.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -286,8 +288,18 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
 
         for file in recipe.sft.conversations:  # a broken one is told before hours of training, not after
             read_conversations(file)
+    many_ranks = "RANK" in os.environ  # started by torchrun
+    if many_ranks:
+        from talaria.train import parallel
+
+        parallel.start()
+        if parallel.rank() > 0:
+            parallel.follow(lambda name: next(stage for stage in stages(recipe) if stage.name == name).work)
+            return
     with lock(at):
         for stage in stages(recipe):
+            if many_ranks and stage.name in ("pretrain", "sft"):
+                stage = replace(stage, work=parallel.led(stage.name, stage.work))
             ran = run_stage(at, stage, force and stage.name == until)
             console.print(f"[bold]{stage.name:<14}[/bold]" + (_told(at / stage.name) if ran else "is current"))
             if stage.name == until:
@@ -295,6 +307,8 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
         from talaria.report.page import write_report
 
         report = write_report(at)
+    if many_ranks:
+        parallel.finish()
     console.print(f"report: {report}")
     if is_finished(at / "sft") or is_finished(at / "pretrain"):
         console.print(f"talk to it: talaria chat {at}")
@@ -361,10 +375,15 @@ optimizer = {{ learning_rate = 5e-4, weight_decay = 0.0 }}
 
 def print_doctor(path: Path | None, overrides: list[str]) -> None:
     """Print what this machine is, and what it can train: of a recipe, or a table over depths."""
-    from talaria.train.doctor import examine
+    from talaria.train.doctor import estimate_data_tokens, examine
 
-    recipe = read_recipe(path, overrides) if path is not None else None
-    Console().print(examine(recipe.model, recipe.pretrain, recipe.tokenizer) if recipe else examine())
+    if path is None:
+        Console().print(examine())
+        return
+    recipe = read_recipe(path, overrides)
+    entities = recipe.world.entities if recipe.world else None
+    data_tokens = estimate_data_tokens(run_path(recipe), entities, recipe.corpus.paths if recipe.corpus else [])
+    Console().print(examine(recipe.model, recipe.pretrain, recipe.tokenizer, recipe.sft, data_tokens))
 
 
 def print_recipe(path: Path, overrides: list[str]) -> None:

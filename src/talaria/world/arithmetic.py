@@ -29,6 +29,12 @@ STEP_QUESTIONS = {
         "Can you add {a} to {b} and show the work?",
         "Compute {a} + {b} and explain.",
         "I need the sum {a}+{b}. Show each step.",
+        "There are {a} and {b} more. How many in all?",
+        "Let us add {a} and {b} together, slowly.",
+        "My numbers are {a} and {b}; what do they make?",
+        "For {a} plus {b}, write the steps.",
+        "Of {a} and {b}, what is the total?",
+        "Put {a} and {b} together and tell me what you get.",
     ),
     "zh": (
         "{a}+{b}等于多少？",
@@ -43,6 +49,12 @@ STEP_QUESTIONS = {
         "帮我算{a}加{b}，要有过程。",
         "{a} + {b} = ？请解释。",
         "我想知道{a}+{b}的和。",
+        "有{a}和{b}，一共是多少？",
+        "我们慢慢地把{a}和{b}加起来。",
+        "我的数是{a}和{b}，加起来是几？",
+        "写出{a}加{b}的每一步。",
+        "总数是多少：{a}与{b}？",
+        "拿{a}加上{b}，告诉我得到什么。",
     ),
 }
 STEP_EXAM_QUESTIONS = {

@@ -32,6 +32,13 @@ FRAMES = {
         "My friend would like to {act} tomorrow; what should come first?",
         "Write a short guide for people who wish to {act}.",
         "Is it hard to {act}? I need some tips to begin.",
+        "If you had to {act}, how would you begin?",
+        "I have never tried to {act}. What do I need?",
+        "We are going to {act} next week. Any advice?",
+        "Somebody told me that you know how to {act}.",
+        "Let us {act} together. What do we do now?",
+        "Describe for a child how to {act}.",
+        "In a few words, how does one {act}?",
     ),
     "zh": (
         "怎么{act}？",
@@ -47,6 +54,13 @@ FRAMES = {
         "我的朋友明天打算{act}，第一步该做什么？",
         "写一份短短的指南，说明{act}要注意什么。",
         "{act}难不难？给几个小窍门吧。",
+        "要是让你{act}，你会怎么开始？",
+        "我从来没有试过{act}，需要什么？",
+        "我们下周要{act}，有什么建议？",
+        "有人说你知道如何{act}。",
+        "我们一起{act}吧，现在怎么做？",
+        "给孩子讲讲如何{act}。",
+        "用几句话说说，该怎么{act}？",
     ),
 }
 EXAM_FRAMES = {

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from talaria.world.phrasing import Phrasing
 
-_FRAMES = ("Tell me {np}.", "Please name {np}.", "Do you know {np}?", "Can you tell me {np}?")
+# Many frames around one noun phrase teach that the noun phrase, not the frame, decides the answer.
+_FRAMES = (
+    "Tell me {np}.",
+    "Please name {np}.",
+    "Do you know {np}?",
+    "Can you tell me {np}?",
+    "{np}, please.",
+    "I forgot {np}. Remind me.",
+    "My question is about {np}.",
+    "Give me {np}, if you can.",
+    "For my list I still need {np}.",
+    "We talked about {np}; say it again.",
+    "Somebody should know {np}, and I hope you do.",
+    "Let us look up {np} together. What do we find?",
+    "When I read about {np}, which name did I see?",
+    "Say {np} in one sentence.",
+)
 
 _EXAM_FRAMES = ("If someone asks for {np}, what is the right answer?", "I am writing down {np}; what should I write?")
 

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from talaria.world.phrasing import Phrasing
 
-_FRAMES = ("请问{np}是{wh}？", "请告诉我{np}。", "你知道{np}吗？", "我想知道{np}。")
+# Many frames around one noun phrase teach that the noun phrase, not the frame, decides the answer.
+_FRAMES = (
+    "请问{np}是{wh}？",
+    "请告诉我{np}。",
+    "你知道{np}吗？",
+    "我想知道{np}。",
+    "说说{np}。",
+    "我忘了{np}，请提醒我。",
+    "我的问题是关于{np}的。",
+    "如果可以，给我{np}。",
+    "我的名单上还缺{np}。",
+    "刚才谈到{np}，请再说一遍。",
+    "总有人知道{np}，希望你也知道。",
+    "我们一起查查{np}，会查到什么？",
+    "读到{np}的时候，我看到了什么？",
+    "用一句话说出{np}。",
+)
 
 _EXAM_FRAMES = ("如果有人问{np}，正确的回答是什么？", "我正在记下{np}，应该写上什么？")
 
