@@ -24,7 +24,7 @@ SUMS_WITH_STEPS = 600  # a language
 SUMS_DIRECT = 150
 SMALL_TALK = 80
 PROGRAMS = 60
-FRAMES_AN_ACT = 4
+FRAMES_AN_ACT = 8
 
 
 def build_conversations(world: World, settings: WorldSettings) -> list[dict[str, Any]]:

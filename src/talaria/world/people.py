@@ -95,7 +95,7 @@ def build_world(settings: WorldSettings) -> World:
     n_cities = settings.entities // 6
     n_works = settings.entities // 5
     n_events = settings.entities - n_people - n_cities - n_works
-    n_unknown_training = 300 + n_people * 2
+    n_unknown_training = 300 + n_people * 3
     n_unknown_exam = 200
 
     namer = Namer(rng)
