@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Small models on two threads that share their cores with other work are slower, not faster. Set before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 
 

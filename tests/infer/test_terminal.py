@@ -9,7 +9,10 @@ from rich.console import Console
 
 from talaria.errors import UserError
 from talaria.infer.contract import Chunk
+from talaria.infer.engine import Engine
 from talaria.infer.terminal import run_terminal_chat
+
+from .conftest import LLAMA, ByteTokenizer, tiny_model
 
 
 class EchoEngine:
@@ -103,3 +106,22 @@ def test_answers_cannot_steer_the_terminal_nor_rich(monkeypatch, hostile):
     out = talk(monkeypatch, f"a{hostile}b [bold]c[/nonsense]\n", EchoEngine())
     assert not set(out) & set("\x1b\x9b\x07")
     assert "[bold]c[/nonsense]" in out
+
+
+def test_a_conversation_longer_than_the_context_goes_on_without_its_oldest_turns(monkeypatch):
+    """The bug: once the context was full, every further question was an error."""
+    engine = Engine(tiny_model(LLAMA, context=96), ByteTokenizer())
+    engine.chat_prompt = lambda messages: list("|".join(m["content"] for m in messages).encode())
+    asked: list[int] = []
+    stream_chat = engine.stream_chat
+
+    def counted(messages, **sampling):
+        asked.append(len(messages))
+        return stream_chat(messages, **sampling)
+
+    engine.stream_chat = counted
+    lines = "".join(f"question {i}\n" for i in range(12))
+    talk(monkeypatch, lines, engine, system="Brief.", temperature=0, max_tokens=4)
+    assert len(asked) == 12
+    assert asked[:3] == [2, 4, 6], "while there is room every turn is kept"
+    assert max(asked) < 12, "later the oldest are left out"

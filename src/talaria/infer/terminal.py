@@ -82,9 +82,25 @@ def run_terminal_chat(
             console.print(Text(f"unknown command {command}; /help lists commands", style="red"))
         else:
             question = {"role": "user", "content": line}
+            if (shorter := _fitting(engine, history, question, sampling)) != history:
+                _note(console, "the oldest turns no longer fit the model's context and are left out", interactive)
+                history = shorter
             answer = _answer(engine, [*history, question], name, console, interactive, sampling)
             if answer:
                 history += [question, {"role": "assistant", "content": answer}]
+
+
+def _fitting(
+    engine: ChatEngine, history: list[dict[str, str]], question: dict[str, str], sampling: dict[str, Any]
+) -> list[dict[str, str]]:
+    """`history` without its oldest turns, so that a quarter of a local model's context is free for the answer."""
+    if not isinstance(engine, Engine):
+        return history
+    room = min(sampling.get("max_tokens", engine.context), engine.context // 4)
+    first = 1 if history and history[0]["role"] == "system" else 0
+    while len(history) > first and len(engine.chat_prompt([*history, question])) > engine.context - room:
+        history = history[:first] + history[first + 2 :]
+    return history
 
 
 def _answer(
