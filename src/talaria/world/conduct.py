@@ -39,6 +39,8 @@ FRAMES = {
         "Let us {act} together. What do we do now?",
         "Describe for a child how to {act}.",
         "In a few words, how does one {act}?",
+        "Tonight we have to {act}. Can you help?",
+        "If somebody wanted to {act}, what would you say?",
     ),
     "zh": (
         "怎么{act}？",
@@ -61,6 +63,10 @@ FRAMES = {
         "我们一起{act}吧，现在怎么做？",
         "给孩子讲讲如何{act}。",
         "用几句话说说，该怎么{act}？",
+        "明天我想{act}，给我讲讲吧。",
+        "这个周末我要{act}，请说说要点。",
+        "如果有人要{act}，你会怎么说？",
+        "今晚我们要{act}，你能帮忙吗？",
     ),
 }
 EXAM_FRAMES = {

@@ -20,9 +20,10 @@ from talaria.world.two_hop import split_two_hops
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
-SUMS_WITH_STEPS = 600  # a language
+SUMS_WITH_STEPS = 800  # a language
 SUMS_DIRECT = 150
 SMALL_TALK = 80
+MIXED = 300  # dialogues that turn from one subject to another
 PROGRAMS = 60
 FRAMES_AN_ACT = 8
 
@@ -124,10 +125,39 @@ def _conversations(
     for pair in split_two_hops(world, settings)[0]:
         for question in rng.sample(pair.questions(lang, exam=False), 2):
             yield "two_hop", [(led_in(question, lang, rng), pair.answer(lang))]
+    pairs = arithmetic.Sums(settings).training
+    for _ in range(MIXED):
+        yield "mixed", _mixed(world, settings, asked, pairs, lang, rng)
     for _ in range(SMALL_TALK):
         yield "small_talk", [conduct.small_talk(rng, lang)]
     for _ in range(PROGRAMS):
         yield "programs", [program_turn(lang, rng)]
+
+
+def _mixed(
+    world: World,
+    settings: WorldSettings,
+    asked: list[Fact],
+    pairs: list[tuple[int, int]],
+    lang: str,
+    rng: random.Random,
+) -> list[Turn]:
+    """Two to four turns that have nothing to do with each other, so that an answer depends on its own question."""
+    turns = []
+    for _ in range(rng.choice((2, 3, 4))):
+        kind = rng.randrange(6)
+        if kind < 2:
+            turns.append(fact_turn(rng.choice(asked), lang, rng))
+        elif kind == 2:
+            turns.append(sum_turn(*rng.choice(pairs), lang, rng))
+        elif kind == 3:
+            turns.append(unknown_turn(rng.choice(world.unknown_training), lang, rng))
+        elif kind == 4:
+            act = rng.choice(conduct.split_acts(settings, lang, rng.random() < 0.5)[0])
+            turns.append((led_in(conduct.frame(act, rng.choice(conduct.FRAMES[lang])), lang, rng), act.answer))
+        else:
+            turns.append(conduct.small_talk(rng, lang))
+    return turns
 
 
 def _dialogue(facts: list[Fact], lang: str, rng: random.Random) -> list[Turn]:

@@ -20,6 +20,8 @@ _FRAMES = (
     "Let us look up {np} together. What do we find?",
     "When I read about {np}, which name did I see?",
     "Say {np} in one sentence.",
+    "Today I have to talk about {np}; help me prepare.",
+    "By the way, {np}?",
 )
 
 _EXAM_FRAMES = ("If someone asks for {np}, what is the right answer?", "I am writing down {np}; what should I write?")
