@@ -83,7 +83,7 @@ def run_peer(peer: Path, text: Path, seed: int) -> tuple[float, float]:
         subprocess.run(command, cwd=peer, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(peer)})
         seconds = time.perf_counter() - start
         score = [sys.executable, "-c", SCORE_PEER, str(peer), f"{out}/ckpt.pt", str(data / "val.bin")]
-        return seconds, float(subprocess.run(score, check=True, capture_output=True, text=True).stdout)
+        return seconds, float(subprocess.run(score, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
