@@ -82,7 +82,11 @@ def examine(
         shape, plan = row.shape, row.plan
         if model is not None or shape.n_layers in _PROBED_DEPTHS:
             n = min(plan.rows, max(1, 4096 // plan.context))
-            rate = n * plan.context / probe(shape, n, plan.context, min(plan.micro_rows, n))
+            rate = (
+                n
+                * plan.context
+                / probe(shape, n, plan.context, min(plan.micro_rows, n), (pretrain or PretrainSettings()).optimizer)
+            )
             rate_of_flops = rate * shape.flops_per_token(plan.context)
             shown = f"{rate:,.0f}"
         else:
@@ -92,9 +96,9 @@ def examine(
         memory = _PROGRAM_BYTES + training_bytes(shape, plan.micro_rows, plan.context, row.pretrain)
         table.add_row(
             row.name,
-            f"{shape.n_params():,}",
-            "unknown" if row.tokens is None else f"{row.tokens:,}",
-            f"{plan.batch_tokens:,}",
+            _short(shape.n_params()),
+            "unknown" if row.tokens is None else _short(row.tokens),
+            _short(plan.batch_tokens),
             _gigabytes(memory),
             _gigabytes(disk_bytes(shape, row.tokens or 0)),
             shown,
@@ -148,6 +152,14 @@ def _machine() -> Text:
         f"python     {platform.python_version()}, torch {torch.__version__}",
     ]
     return Text("\n".join(lines) + "\n")
+
+
+def _short(n: float) -> str:
+    """Three digits and a unit, so that the table fits a terminal of 80 columns."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.0f}"
 
 
 def _gigabytes(n: float) -> str:

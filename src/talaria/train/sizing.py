@@ -63,11 +63,18 @@ class OwnTextPlan:
         return self.corpus_seconds + self.tokenizer_seconds + self.pretrain_seconds + self.rest_seconds
 
 
-def probe(shape: ModelShape, rows: int, context: int, micro_rows: int, steps: int = 4) -> float:
+def probe(
+    shape: ModelShape,
+    rows: int,
+    context: int,
+    micro_rows: int,
+    optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
+    steps: int = 4,
+) -> float:
     """Seconds of one optimisation step of `rows` x `context` tokens on this machine: the median after one warm-up."""
     device = training_device()
     model = Transformer(shape, torch.Generator().manual_seed(0)).to(device)
-    optimizers = make_optimizers(model, OptimizerSettings(), 1e-3)
+    optimizers = make_optimizers(model, optimizer, 1e-3)
     tokens = torch.randint(shape.vocab_size, (rows, context + 1), generator=torch.Generator().manual_seed(0))
     documents = torch.arange(context).expand(rows, -1) // max(1, context // 2)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, torch.ones(rows, context, dtype=torch.bool))
