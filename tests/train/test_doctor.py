@@ -29,7 +29,9 @@ def told(*arguments: object, **options: object) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("talaria.train.doctor.probe", lambda shape, rows, context, micro_rows: rows * context / 100)
+    monkeypatch.setattr(
+        "talaria.train.doctor.probe", lambda shape, rows, context, micro_rows, optimizer: rows * context / 100
+    )
     monkeypatch.setattr("talaria.train.doctor.peak_flops", lambda: 1e9)
 
 

@@ -154,12 +154,12 @@ def _machine() -> Text:
     return Text("\n".join(lines) + "\n")
 
 
-def _short(n: float) -> str:
-    """Three digits and a unit, so that the table fits a terminal of 80 columns."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+def _short(n: int) -> str:
+    """From a million on three digits and a unit, so that the table fits a terminal of 80 columns."""
+    for unit, size in (("B", 1e9), ("M", 1e6)):
         if n >= size:
             return f"{n / size:.3g}{unit}"
-    return f"{n:.0f}"
+    return f"{n:,}"
 
 
 def _gigabytes(n: float) -> str:
