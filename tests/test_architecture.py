@@ -22,11 +22,14 @@ def allowed(place: str) -> set[str]:
         "config": {"errors"},
         "errors": set(),
         "run": {"config", "errors"},
+        "verify": {"run"},
+        "recipe": {"config", "errors", "world", *ROOMS},
+        "preflight": {"errors", "recipe", "run", "world", *ROOMS},
         "report": {"config", "errors", "run", "report"},
         "world": {"config", "errors", "run", "world"},
         "scaling": {"config", "errors", "run", "scaling", "model"},
         "knowledge": SHARED | set(ROOMS[: ROOMS.index("train") + 1]) | {"knowledge"},
-        "pipeline": SHARED | set(ROOMS) | {"scaling", "knowledge"},
+        "pipeline": SHARED | set(ROOMS) | {"preflight", "recipe", "verify", "scaling", "knowledge"},
         "cli": {"errors", "pipeline"},
         "__main__": {"cli"},
         "__init__": {"infer"},
@@ -48,6 +51,14 @@ def imported_places(source: str) -> set[str]:
 def test_imports_point_left(file: Path) -> None:
     place = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     assert imported_places(file.read_text()) <= allowed(place)
+
+
+def test_the_recipe_reads_only_the_settings_of_rooms() -> None:
+    tree = ast.parse((PACKAGE / "recipe.py").read_text())
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    of_rooms = [name for name in modules if name.split(".")[1:2] and name.split(".")[1] in {*ROOMS, "world"}]
+    assert len(of_rooms) > 5
+    assert {name.split(".", 2)[2] for name in of_rooms} == {"settings"}
 
 
 def test_the_rule_would_catch_an_import_to_the_right() -> None:

@@ -7,15 +7,16 @@ import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from talaria.cli import main
+from command_line import talaria
 
 RECIPE = """
 [world]
@@ -47,19 +48,6 @@ limit_per_task = 2
 max_tokens = 8
 likelihood_per_task = 1
 """
-
-
-def talaria(*arguments: object) -> int:
-    """Run the command line in this process; return its exit code."""
-    old = sys.argv
-    sys.argv = ["talaria", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = old
-    return 0
 
 
 @pytest.fixture
@@ -130,6 +118,11 @@ def test_help_answers_at_once() -> None:
         (["run", "tiny.toml/x"], 2, ["tiny.toml/x", "recipe"]),
         (["run", "tiny.toml", "run.folder=tiny.toml"], 1, ["tiny.toml/tiny", "run.folder"]),
         (["run", "tiny.toml", "run.seed=-1"], 2, ["run.seed"]),
+        (["run", "tiny.toml", "corpus.paths=[missing.txt]"], 1, ["missing.txt", "corpus.paths"]),
+        (["run", "tiny.toml", "eval.tasks=[facts_en, nope]"], 2, ["'nope'", "facts_en", "two_hop_zh"]),
+        (["run", "tiny.toml", "sft.base=missing"], 1, ["sft.base=missing", "no such model"]),
+        (["run", "tiny.toml", "sft.base=."], 1, ["sft.base=.", "config.json"]),
+        (["compare", ".", "."], 1, ["no finished stage", "runs/laptop"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -138,6 +131,7 @@ def test_bad_input_is_one_line_with_a_next_step(
 ) -> None:
     assert talaria(*arguments) == code
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], *parts)
+    assert not Path("runs/tiny/world").exists() or arguments[0] == "corpus", "refused before any stage runs"
 
 
 @pytest.mark.parametrize(
@@ -185,6 +179,111 @@ def test_a_broken_file_of_conversations_is_told_before_anything_is_trained(
     assert_one_line(capsys.readouterr().err, "mine.jsonl:1")
     assert not Path("runs").exists()
     assert talaria("corpus", recipe, given) == 0, "a stage before it does not read them"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "parts"),
+    [
+        (["model.context=48"], 2, ["model.context is 48", "set model.context="]),
+        (["tokenizer.kind=character", "sft=none"], 1, ["U+", "tokenizer.kind=bpe"]),
+        (["tokenizer.kind=character", "eval=none"], 1, ["U+", "tokenizer.kind=bpe"]),
+    ],
+)
+def test_an_exam_that_does_not_fit_is_told_before_training(
+    recipe: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], code: int, parts: list[str]
+) -> None:
+    assert talaria("run", recipe, *overrides) == code
+    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], *parts)
+    assert not list(Path("runs/tiny").glob("pretrain*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "parts"),
+    [
+        ("A short note.", [], ["too few to make conversations", "add text"]),
+        ("abc def ghi. " * 99, ["tokenizer.kind=character", "tokenizer.validation=tail"], ["U+", "tokenizer.kind=bpe"]),
+    ],
+    ids=["too little text", "characters that the text has not"],
+)
+def test_own_text_that_makes_no_conversations_is_told_before_training(
+    recipe: Path, capsys: pytest.CaptureFixture[str], text: str, overrides: list[str], parts: list[str]
+) -> None:
+    Path("mine.txt").write_text(text)
+    own = [
+        "world=none",
+        "eval=none",
+        "corpus.paths=[mine.txt]",
+        "corpus.quality=false",
+        "conversations.continuations=9",
+    ]
+    assert talaria("run", recipe, *own, *overrides) == 1
+    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], *parts)
+    assert not list(Path("runs/tiny").glob("pretrain*/metrics.jsonl"))
+
+
+def test_a_base_without_a_chat_format_is_told_before_any_stage(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "sft" / "model", "base")
+    config = Path("base/tokenizer_config.json")
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))
+    assert talaria("run", recipe, "sft.base=base", "pretrain=none") == 1
+    assert_one_line(capsys.readouterr().err, "sft.base=base", "chat template")
+    assert not Path("runs").exists()
+
+
+def test_a_stop_by_the_user_names_the_way_on(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("talaria.world.build.write_world", stop)
+        for command in ("run", "corpus"):
+            assert talaria(command, recipe) == 130
+            assert_one_line(capsys.readouterr().err, "interrupted", "the same command goes on")
+
+
+def test_a_data_set_of_the_hub_is_in_the_chain_and_named_as_not_checked(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[object] = []
+
+    def load(place: str, *, revision: str | None, **_: object) -> list[dict[str, str]]:
+        asked.append((place, revision))
+        return [{"text": "The messenger crossed the river at dawn and carried a letter to the town."}]
+
+    commit = {"owner/name": "c0ffee"}
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda _, name: SimpleNamespace(sha=commit[name]))
+    only = ["corpus", recipe, "world=none", "sft=none", "eval=none", "corpus.paths=[hf:owner/name]"]
+    assert talaria(*only) == 0
+    assert set(asked) == {("owner/name", "c0ffee")}, "every pass reads the same commit"
+    inputs = json.loads(Path("runs/tiny/corpus/manifest.json").read_text())["inputs"]
+    assert inputs == {"hf:owner/name": "revision c0ffee"}
+    commit.clear()
+    asked.clear()
+    assert talaria(*only) == 0 and not asked, "what is done stays at its commit and asks the hub no more"
+    assert talaria(*only, "--force") == 0
+    assert set(asked) == {("owner/name", "c0ffee")}
+    capsys.readouterr()
+    assert talaria("verify", "runs/tiny") == 0
+    assert "not checked, since it is not on this machine: hf:owner/name at revision c0ffee" in capsys.readouterr().out
+
+
+def test_a_data_set_in_a_folder_is_hashed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("datasets")
+    rows = Path("mine/train.jsonl")
+    rows.parent.mkdir()
+    rows.write_text('{"text": "The messenger crossed the river at dawn and carried a letter to the town."}\n')
+    assert talaria("corpus", recipe, "world=none", "sft=none", "eval=none", "corpus.paths=[hf:mine]") == 0
+    assert talaria("verify", "runs/tiny") == 0
+    assert "not checked" not in capsys.readouterr().out
+    rows.write_text(rows.read_text() * 2)
+    assert talaria("verify", "runs/tiny") == 1
+    assert "changed since stage corpus read it" in capsys.readouterr().out
 
 
 def test_the_world_and_the_users_own_files_are_both_in_the_corpus(recipe: Path) -> None:
@@ -318,6 +417,9 @@ def test_import_and_compare(finished: Path, tmp_path: Path, capsys: pytest.Captu
         ours.generate(["x"], max_tokens=4, temperature=0)[0] == imported.generate(["x"], max_tokens=4, temperature=0)[0]
     )
     assert talaria("import", finished / "sft" / "model", tmp_path / "model") == 1
+    capsys.readouterr()
+    assert talaria("import", finished / "sft" / "model", tmp_path / "model" / "config.json" / "x") == 1
+    assert_one_line(capsys.readouterr().err, "config.json", "choose another path")
     assert talaria("compare", finished, finished) == 0
     assert "sft" in capsys.readouterr().out
 

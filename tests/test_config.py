@@ -8,7 +8,7 @@ import pytest
 
 from talaria.config import apply_overrides, load_table, resolve, to_toml
 from talaria.errors import UsageError
-from talaria.pipeline import Recipe, read_recipe
+from talaria.recipe import Recipe, read_recipe
 
 RECIPE = """
 [world]

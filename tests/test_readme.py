@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import pytest
 import typer.main
-from test_cli import talaria
+from command_line import talaria
 
 from talaria.cli import app
 from talaria.tokens.tokenizer import CHAT_TEMPLATE

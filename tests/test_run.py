@@ -15,6 +15,7 @@ from talaria.config import Settings
 from talaria.errors import UserError
 from talaria.run import (
     Metrics,
+    Revision,
     Stage,
     atomic_write,
     code_version,
@@ -23,8 +24,8 @@ from talaria.run import (
     read_metrics,
     run_stage,
     sha256,
-    verify,
 )
+from talaria.verify import unchecked, verify
 
 
 class Number(Settings):
@@ -278,6 +279,32 @@ def test_a_damaged_output_of_an_earlier_stage_is_refused(run: Path, raw: Path) -
     (run / "first" / "out" / "text").write_text("abd")
     with pytest.raises(UserError, match="hash mismatch"):
         run_stage(run, length_stage(run))
+
+
+def test_one_file_given_twice_verifies(run: Path, raw: Path) -> None:
+    run_stage(run, Stage("twice", Number(), {"first": raw, "second": raw}, (), lambda folder: None))
+    assert verify(run) == []
+
+
+def test_a_revision_is_bound_to_the_stage_and_named_as_unchecked(run: Path) -> None:
+    def stage(commit: str) -> Stage:
+        return Stage("third", Number(), {"hf:data": Revision(commit)}, ("first",), lambda folder: None)
+
+    assert run_stage(run, stage("a1"))
+    assert not run_stage(run, stage("a1"))
+    assert run_stage(run, stage("b2")), "another revision, another result"
+    assert verify(run) == []
+    assert unchecked(run) == ["hf:data at revision b2"]
+    path = run / "third" / "done.json"
+    path.write_text(path.read_text().replace("b2", "b3"))
+    assert verify(run), "the revision is part of the chain"
+
+
+def test_a_stage_that_stands_on_a_revision_is_relinked(run: Path, raw: Path) -> None:
+    text = run / "first" / "out"
+    run_stage(run, Stage("third", Number(), {"d": Revision("a1"), "t": text}, ("first",), lambda folder: None))
+    assert run_stage(run, copy_stage(raw), force=True)
+    assert verify(run) == []
 
 
 def test_verify_passes_on_an_untouched_run(run: Path) -> None:

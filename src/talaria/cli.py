@@ -42,9 +42,7 @@ def init(
 @app.command()
 def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run every stage of a recipe; what is current is kept, what was interrupted resumes."""
-    from talaria.pipeline import run_recipe
-
-    run_recipe(recipe, overrides or [])
+    _run_until(None, recipe, overrides, force=False)
 
 
 @app.command()
@@ -151,10 +149,13 @@ def serve(
     start_server(path, host, port, keys)
 
 
-def _run_until(stage: str, recipe: Path, overrides: list[str] | None, force: bool) -> None:
+def _run_until(stage: str | None, recipe: Path, overrides: list[str] | None, force: bool) -> None:
     from talaria.pipeline import run_recipe
 
-    run_recipe(recipe, overrides or [], until=stage, force=force)
+    try:
+        run_recipe(recipe, overrides or [], until=stage, force=force)
+    except KeyboardInterrupt:  # here, since outside typer would end the process without a word
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
 
 
 def main() -> None:
@@ -165,8 +166,6 @@ def main() -> None:
         _fail(str(error), 2)
     except UserError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             _fail(
@@ -176,6 +175,14 @@ def main() -> None:
             )
         if isinstance(error, PermissionError):
             _fail(f"not allowed to write or read{_place(error)}; check the owner and mode", 1)
+        if error.filename and error.errno in (
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EEXIST,
+            errno.ENAMETOOLONG,
+            errno.EROFS,
+        ):
+            _fail(f"{error.filename}: cannot be made ({error.strerror}); choose another path", 1)
         raise
 
 

@@ -3,69 +3,34 @@ that printing a recipe needs no torch."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
+import socket
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
 from rich.console import Console
 
-from talaria.config import Settings, apply_overrides, load_table, resolve, to_toml
+from talaria.config import Settings, to_toml
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError, UserError
 from talaria.eval.settings import EvalSettings
 from talaria.feedback.settings import ConversationSettings
 from talaria.model.settings import ModelSettings
-from talaria.run import Stage, atomic_write, is_finished, lock, run_stage, verify
+from talaria.preflight import check_sources, check_texts
+from talaria.recipe import Recipe, read_recipe, run_path
+from talaria.run import Revision, Stage, atomic_write, finished_stages, is_finished, lock, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import PretrainSettings, SftSettings
+from talaria.verify import unchecked, verify
 from talaria.world.settings import WorldSettings
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
-
-
-def _as_text(value: Any) -> Any:
-    """run.name=2024 and run.name=2024-10-01 are read as names."""
-    is_plain = isinstance(value, int | float | datetime.date) and not isinstance(value, bool)
-    return str(value) if is_plain else value
-
-
-def _folder_name(name: str) -> str:
-    if name in ("", ".", "..") or set("/\\") & set(name) or not name.isprintable() or len(name) > 200:
-        raise ValueError("must be a short, plain folder name, without / and \\; run.folder is the place for a path")
-    return name
-
-
-FolderName = Annotated[str, BeforeValidator(_as_text), AfterValidator(_folder_name)]
-
-
-class RunSettings(Settings):
-    """Where a run lives and the seed that all its draws come from."""
-
-    name: FolderName | None = None
-    """Folder below `folder`; absent, the recipe's file name."""
-    folder: str = "runs"
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
-
-
-class Recipe(Settings):
-    """One pipeline. A stage runs if its table is there."""
-
-    run: RunSettings = RunSettings()
-    world: WorldSettings | None = None
-    corpus: CorpusSettings | None = None
-    tokenizer: TokenizerSettings | None = None
-    model: ModelSettings = ModelSettings()
-    pretrain: PretrainSettings | None = None
-    conversations: ConversationSettings | None = None
-    sft: SftSettings | None = None
-    eval: EvalSettings | None = None
 
 
 class PretrainStage(Settings):
@@ -86,45 +51,6 @@ class EvalStage(Settings):
     eval: EvalSettings
 
 
-def read_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """Defaults < recipe < overrides; UsageError names what does not fit."""
-    recipe = resolve(Recipe, apply_overrides(load_table(path), overrides), str(path))
-    if recipe.run.name is None:
-        run = resolve(RunSettings, recipe.run.model_dump() | {"name": path.stem}, f"{path}: run")
-        recipe = recipe.model_copy(update={"run": run})
-    needs = {"tokenizer": "corpus", "pretrain": "tokenizer", "conversations": "corpus"}
-    for stage, before in needs.items():
-        if getattr(recipe, stage) is not None and getattr(recipe, before) is None:
-            raise UsageError(f"{path}: [{stage}] needs a [{before}] table, which is absent")
-    if recipe.corpus is not None and not recipe.corpus.paths and recipe.world is None:
-        raise UsageError(f"{path}: corpus.paths is empty and there is no [world]; give corpus.paths=[FILE or FOLDER]")
-    if recipe.sft is not None:
-        if recipe.sft.base is None and recipe.pretrain is None:
-            raise UsageError(f"{path}: [sft] has neither a [pretrain] table nor sft.base to start from")
-        if not recipe.sft.conversations and recipe.world is None and recipe.conversations is None:
-            raise UsageError(f"{path}: [sft] has no conversations; give sft.conversations=[FILE.jsonl]")
-        if recipe.sft.base is not None and recipe.sft.replay_share:
-            raise UsageError(
-                f"{path}: sft.replay_share has no pretraining text to take where sft.base is given; drop it"
-            )
-        if recipe.sft.base is None and recipe.tokenizer is not None and not recipe.tokenizer.special_tokens:
-            raise UsageError(
-                f"{path}: [sft] needs a chat format, but tokenizer.special_tokens is false; set it to true"
-            )
-    if recipe.eval is not None and recipe.world is None and recipe.tokenizer is None:
-        raise UsageError(
-            f"{path}: [eval] has no [world] with an exam and no [tokenizer] with held-out text; drop [eval]"
-        )
-    if recipe.eval is not None and recipe.pretrain is None and recipe.sft is None:
-        raise UsageError(f"{path}: [eval] has no model to score; add [pretrain] or [sft], or drop [eval]")
-    return recipe
-
-
-def run_path(recipe: Recipe) -> Path:
-    assert recipe.run.name is not None
-    return Path(recipe.run.folder) / recipe.run.name
-
-
 # ----------------------------------------------------------------------------------------- stages
 
 
@@ -138,10 +64,10 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
         yield _corpus(recipe.corpus, at, has_world=recipe.world is not None)
     if recipe.tokenizer is not None:
         yield _tokenizer(recipe.tokenizer, at)
-    if recipe.pretrain is not None:
-        yield _pretrain(PretrainStage(seed=seed, model=recipe.model, pretrain=recipe.pretrain), at)
     if recipe.conversations is not None:
         yield _conversations(recipe.conversations, at)
+    if recipe.pretrain is not None:
+        yield _pretrain(PretrainStage(seed=seed, model=recipe.model, pretrain=recipe.pretrain), recipe, at)
     if recipe.sft is not None:
         yield _sft(SftStage(seed=seed, sft=recipe.sft), recipe, at)
     if recipe.eval is not None:
@@ -158,14 +84,17 @@ def _world(settings: WorldSettings) -> Stage:
 
 
 def _corpus(settings: CorpusSettings, at: Path, has_world: bool) -> Stage:
+    from talaria.corpus.document import HUB, dataset_inputs
     from talaria.corpus.files import find_files
 
-    files, _ = find_files([path for path in settings.paths if not path.startswith("hf:")])
-    inputs = {str(file): file for file in files}
+    files, _ = find_files([path for path in settings.paths if not path.startswith(HUB)])
+    datasets = dataset_inputs(settings.paths, at / "corpus")
+    revisions = {name: found.name for name, found in datasets.items() if isinstance(found, Revision)}
+    inputs: dict[str, Path | Revision] = {**{str(file): file for file in files}, **datasets}
     paths = settings.paths
     if has_world:
-        inputs["pages"] = at / "world" / "pages.jsonl"
-        paths = [*paths, str(inputs["pages"])]
+        inputs["pages"] = pages = at / "world" / "pages.jsonl"
+        paths = [*paths, str(pages)]
     exam = at / "world" / "exam.jsonl" if has_world and settings.decontaminate else None
     if exam is not None:
         inputs["exam"] = exam
@@ -173,7 +102,7 @@ def _corpus(settings: CorpusSettings, at: Path, has_world: bool) -> Stage:
     def work(folder: Path) -> None:
         from talaria.corpus.build import build_corpus
 
-        build_corpus(settings.model_copy(update={"paths": paths}), folder, exam)
+        build_corpus(settings.model_copy(update={"paths": paths}), folder, exam, revisions)
 
     return Stage("corpus", settings, inputs, ("world",) if has_world else (), work)
 
@@ -191,10 +120,11 @@ def _tokenizer(settings: TokenizerSettings, at: Path) -> Stage:
     return Stage("tokenizer", settings, {"corpus": at / "corpus"}, ("corpus",), work)
 
 
-def _pretrain(settings: PretrainStage, at: Path) -> Stage:
+def _pretrain(settings: PretrainStage, recipe: Recipe, at: Path) -> Stage:
     def work(folder: Path) -> None:
         from talaria.train.pretrain import pretrain
 
+        check_texts(recipe)
         pretrain(settings.pretrain, settings.model, at / "tokenizer", settings.seed, folder)
 
     return Stage("pretrain", settings, {"tokenizer": at / "tokenizer"}, ("tokenizer",), work)
@@ -212,7 +142,7 @@ def _conversations(settings: ConversationSettings, at: Path) -> Stage:
 
 def _sft(settings: SftStage, recipe: Recipe, at: Path) -> Stage:
     parents: list[str] = []
-    inputs: dict[str, Path] = {}
+    inputs: dict[str, Path | Revision] = {}
     if settings.sft.base is not None:
         inputs["base"] = base = Path(settings.sft.base)
     else:
@@ -241,7 +171,7 @@ def _eval(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
     from talaria.eval.evaluate import Candidate
 
     trained = [name for name in ("pretrain", "sft") if getattr(recipe, name) is not None]
-    inputs = {name: at / name / "model" for name in trained}
+    inputs: dict[str, Path | Revision] = {name: at / name / "model" for name in trained}
     if recipe.world is not None:
         inputs["exam"] = at / "world" / "exam.jsonl"
     else:
@@ -283,11 +213,7 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
     at = run_path(recipe)
     if until is not None and getattr(recipe, until) is None:
         raise UsageError(f"{path}: has no [{until}] table, so there is no such stage")
-    if recipe.sft is not None and until in (None, "sft", "eval"):
-        from talaria.tokens.conversations import read_conversations
-
-        for file in recipe.sft.conversations:  # a broken one is told before hours of training, not after
-            read_conversations(file)
+    check_sources(recipe, path, until)
     many_ranks = "RANK" in os.environ  # started by torchrun
     if many_ranks:
         from talaria.train import parallel
@@ -300,8 +226,10 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
         for stage in stages(recipe):
             if many_ranks and stage.name in ("pretrain", "sft"):
                 stage = replace(stage, work=parallel.led(stage.name, stage.work))
+            started = time.monotonic()
             ran = run_stage(at, stage, force and stage.name == until)
-            console.print(f"[bold]{stage.name:<14}[/bold]" + (_told(at / stage.name) if ran else "is current"))
+            told = f"done in {time.monotonic() - started:,.1f} s" if ran else "is current"
+            console.print(f"[bold]{stage.name:<14}[/bold]{told}")
             if stage.name == until:
                 break
         from talaria.report.page import write_report
@@ -314,14 +242,9 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
         console.print(f"talk to it: talaria chat {at}")
 
 
-def _told(folder: Path) -> str:
-    from talaria.run import MANIFEST, read_json
-
-    return f"done in {read_json(folder / MANIFEST)['seconds']:,.1f} s"
-
-
 def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
     """Write a recipe for the texts below `folder`, sized so that a whole run takes about `minutes` here."""
+    from talaria.corpus.files import find_files
     from talaria.train.sizing import plan_own_text
 
     if not folder.is_dir():
@@ -331,6 +254,8 @@ def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
     output = output or Path(f"{folder.resolve().name}.toml")
     if output.exists():
         raise UserError(f"{output}: exists already; name another with --output, or delete it")
+    for reason, count in Counter(find_files([str(folder)])[1].values()).items():
+        console.print(f"left out ({count}): {reason}")
     console.print(f"looking at {folder} and timing this machine ...")
     plan = plan_own_text(folder, minutes)
     paths = json.dumps(str(folder.resolve()), ensure_ascii=False)
@@ -397,15 +322,22 @@ def verify_run(run_folder: Path) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise UserError(f"{run_folder}: {len(problems)} problem(s); delete the stages named above and run again")
-    names = ", ".join(sorted(path.parent.name for path in run_folder.glob("*/done.json")))
+        raise UserError(
+            f"{run_folder}: {len(problems)} problem(s); put back what changed, or delete the stages named above "
+            "and run again"
+        )
+    names = ", ".join(folder.name for folder in finished_stages(run_folder))
     print(f"{run_folder}: every hash holds, from raw text to results ({names})")
+    for name in unchecked(run_folder):
+        print(f"not checked, since it is not on this machine: {name}")
 
 
 def compare_runs(first: Path, second: Path) -> None:
     """Print two runs side by side."""
     from talaria.report.compare import compare_runs as compare
 
+    for run_folder in (first, second):
+        finished_stages(run_folder)  # refuses a folder that is no run
     Console().print(compare(first, second))
 
 
@@ -448,6 +380,12 @@ def serve(path: Path, host: str, port: int, keys: Path) -> None:
     from talaria.serve.keys import load_key_hashes, make_key
     from talaria.serve.settings import ServeSettings
 
+    try:
+        socket.create_server((host, port), family=socket.getaddrinfo(host, port)[0][0]).close()
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --host or --port"
+        ) from None
     engine = load(path)
     if not keys.exists():
         console.print(f"your key, shown only now (its hash is kept in {keys}): [bold]{make_key(keys, 'first')}[/bold]")

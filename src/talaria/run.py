@@ -4,7 +4,7 @@
     runs/<name>/<stage>.partial/    the same stage while it runs; a stage that was killed resumes from here
 
 A stage is built in its partial folder and renamed when its done-mark is written, so a finished stage is whole and an
-earlier result stays until the newer one replaces it. `verify` re-hashes the chain from raw text to weights.
+earlier result stays until the newer one replaces it. verify.py re-hashes the chain.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from talaria.errors import UserError
 
 MANIFEST = "manifest.json"
 DONE = "done.json"
+REVISION = "revision "
+"""What begins an input's entry in a manifest where a revision, not a hash, tells its content."""
 _STARTED = "started.json"
-_OWN_FILES = frozenset({MANIFEST, DONE, _STARTED})
+OWN_FILES = frozenset({MANIFEST, DONE, _STARTED})
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "pyarrow", "pydantic")
 
 
@@ -51,6 +53,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise _placed(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
@@ -96,6 +100,12 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
+def _placed(error: OSError, path: Path) -> OSError:
+    """The error with the place where it happened, which a failed write does not tell."""
+    error.filename = error.filename or str(path)
+    return error
+
+
 def _sync_below(folder: Path) -> None:
     """Every file and folder at and below `folder` is on the disk when this returns."""
     for path in (*folder.rglob("*"), folder):
@@ -111,12 +121,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _content_below(folder: Path) -> list[Path]:
-    return [path for path in _files_below(folder) if path.name not in _OWN_FILES]
+    return [path for path in files_below(folder) if path.name not in OWN_FILES]
 
 
 # ---------------------------------------------------------------------------------------- metrics
@@ -191,16 +201,24 @@ def lock(run_folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """An input that lies elsewhere, told by its version there, as a data set by its commit; nothing is hashed."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of a run: what decides its result, and the work that makes it.
 
-    `inputs` maps a name to a file or folder; those inside a parent's folder are checked against its manifest.
+    `inputs` maps a name to a file, a folder or a revision; files inside a parent's folder are checked against its
+    manifest.
     `work(folder)` writes every output below `folder`, which may hold what an earlier, killed try has written.
     """
 
     name: str
     settings: Settings
-    inputs: Mapping[str, Path]
+    inputs: Mapping[str, Path | Revision]
     parents: tuple[str, ...]
     work: Callable[[Path], None]
 
@@ -227,7 +245,10 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     partial.mkdir(exist_ok=True)
     atomic_write(partial / _STARTED, to_json(key | {"forced": force or was_forced}))
     started = time.time()
-    stage.work(partial)
+    try:
+        stage.work(partial)
+    except OSError as error:
+        raise _placed(error, partial) from None
     for leftover in list(partial.rglob(".*.tmp")):  # of a save that was killed
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     atomic_write(partial / "config.toml", to_toml(stage.settings))
@@ -239,20 +260,28 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
         "code_version": code_version(),
         "libraries": library_versions(),
         "settings_sha256": key["settings_sha256"],
-        "inputs": {_shown(run_folder, stage.inputs[name]): digest for name, digest in key["inputs"].items()},
+        "inputs": {_shown(run_folder, name, stage.inputs[name]): digest for name, digest in key["inputs"].items()},
         "outputs": {
             str(file.relative_to(partial)): sha256(file)
-            for file in _files_below(partial)
-            if file.parent != partial or file.name not in _OWN_FILES
+            for file in files_below(partial)
+            if file.parent != partial or file.name not in OWN_FILES
         },
         "parents": {name: sha256(run_folder / name / MANIFEST) for name in stage.parents},
     }
     atomic_write(partial / MANIFEST, to_json(manifest))
     _sync_below(partial)
-    atomic_write(partial / DONE, _done_mark(key, (partial / MANIFEST).read_bytes()))
+    atomic_write(partial / DONE, done_mark(key, (partial / MANIFEST).read_bytes()))
     _recover(run_folder, stage.name)
     _relink_children(run_folder, stage.name)
     return True
+
+
+def finished_stages(run_folder: Path) -> list[Path]:
+    """Folders of the run's finished stages; UserError where there is none."""
+    stages = sorted(path.parent for path in run_folder.glob(f"*/{DONE}"))
+    if not stages:
+        raise UserError(f"{run_folder}: no finished stage here; give the folder of a run, e.g. runs/laptop")
+    return stages
 
 
 def is_finished(folder: Path) -> bool:
@@ -260,49 +289,7 @@ def is_finished(folder: Path) -> bool:
     return (folder / DONE).exists()
 
 
-def verify(run_folder: Path) -> list[str]:
-    """Re-hash every finished stage: inputs, outputs, done-marks and parent links. Returns the problems found."""
-    stages = sorted(path.parent for path in run_folder.glob(f"*/{DONE}"))
-    if not stages:
-        raise UserError(f"{run_folder}: no finished stage here; give the folder of a run, e.g. runs/laptop")
-    return [problem for folder in stages for problem in _verify_stage(run_folder, folder)]
-
-
-def _verify_stage(run_folder: Path, folder: Path) -> Iterator[str]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        done = json.loads((folder / DONE).read_bytes())
-        key = {"settings_sha256": done["settings_sha256"], "inputs": done["inputs"]}
-        if (folder / DONE).read_text() != _done_mark(key, (folder / MANIFEST).read_bytes()):
-            yield f"{folder / DONE}: does not match {MANIFEST}"
-        if sorted(done["inputs"].values()) != sorted(manifest["inputs"].values()):
-            yield f"{folder / DONE}: its inputs are not those of {MANIFEST}"
-        outputs, inputs, parents = manifest["outputs"], manifest["inputs"], manifest["parents"]
-    except (ValueError, KeyError, AttributeError, OSError) as error:
-        yield f"{folder}: manifest or done-mark damaged: {error!r}"
-        return
-    present = {str(file.relative_to(folder)): file for file in _files_below(folder)}
-    for name, digest in outputs.items():
-        if name not in present:
-            yield f"{folder / name}: missing"
-        elif sha256(present[name]) != digest:
-            yield f"{folder / name}: content changed since the stage wrote it"
-    yield from (f"{present[n]}: not in {MANIFEST}" for n in sorted(present.keys() - outputs.keys() - _OWN_FILES))
-    if outputs.get("config.toml") != manifest["settings_sha256"] or done["settings_sha256"] != outputs["config.toml"]:
-        yield f"{folder / 'config.toml'}: not the settings that made this stage"
-    for name, digest in inputs.items():
-        path = _located(run_folder, name)
-        if not path.exists():
-            yield f"{path}: missing (input of stage {folder.name})"
-        elif sha256(path) != digest:
-            yield f"{path}: changed since stage {folder.name} read it"
-    for name, digest in parents.items():
-        path = run_folder / name / MANIFEST
-        if not path.exists() or sha256(path) != digest:
-            yield f"{path}: not the manifest that stage {folder.name} was made from"
-
-
-def _done_mark(key: Mapping[str, Any], manifest: bytes) -> str:
+def done_mark(key: Mapping[str, Any], manifest: bytes) -> str:
     return to_json({**key, "manifest_sha256": hashlib.sha256(manifest).hexdigest()})
 
 
@@ -325,8 +312,8 @@ def _relink(run_folder: Path, folder: Path) -> None:
     key = {"settings_sha256": done["settings_sha256"], "inputs": done["inputs"]}
     parents = {name: sha256(run_folder / name / MANIFEST) for name in manifest["parents"]}
     new = to_json(manifest | {"parents": parents})
-    mark = _done_mark(key, new.encode())
-    if parents == manifest["parents"] or to_json(done) not in (_done_mark(key, old), mark):
+    mark = done_mark(key, new.encode())
+    if parents == manifest["parents"] or to_json(done) not in (done_mark(key, old), mark):
         return
     atomic_write(folder / DONE, mark)
     atomic_write(folder / MANIFEST, new)
@@ -337,7 +324,8 @@ def _relink_children(run_folder: Path, name: str) -> None:
     """Relink the finished stages made from stage `name`, wherever all that they read is still the same."""
     for child in sorted(path.parent for path in run_folder.glob(f"*/{DONE}")):
         manifest = read_json(child / MANIFEST)
-        read = {_located(run_folder, file): digest for file, digest in manifest["inputs"].items()}
+        inputs = manifest["inputs"].items()
+        read = {located(run_folder, name): digest for name, digest in inputs if not digest.startswith(REVISION)}
         whole = all((run_folder / parent / MANIFEST).exists() for parent in manifest["parents"])
         if name in manifest["parents"] and whole and all(p.exists() and sha256(p) == read[p] for p in read):
             _relink(run_folder, child)
@@ -358,7 +346,9 @@ def _recover(run_folder: Path, name: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _checked_hash(run_folder: Path, stage: Stage, path: Path) -> str:
+def _checked_hash(run_folder: Path, stage: Stage, path: Path | Revision) -> str:
+    if isinstance(path, Revision):
+        return REVISION + path.name
     if not path.exists():
         raise UserError(f"{path}: missing, but stage {stage.name} reads it; check the recipe's paths")
     parent = next((name for name in stage.parents if path.is_relative_to(run_folder / name)), None)
@@ -372,13 +362,15 @@ def _checked_hash(run_folder: Path, stage: Stage, path: Path) -> str:
     return sha256(path)
 
 
-def _shown(run_folder: Path, path: Path) -> str:
-    """Inside the run, relative to it, so that a run can be moved; outside, absolute."""
+def _shown(run_folder: Path, name: str, path: Path | Revision) -> str:
+    """Inside the run, relative to it, so that a run can be moved; outside, absolute; elsewhere, by name."""
+    if isinstance(path, Revision):
+        return name
     path, root = path.resolve(), run_folder.resolve()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _located(run_folder: Path, name: str) -> Path:
+def located(run_folder: Path, name: str) -> Path:
     return Path(name) if os.path.isabs(name) else run_folder / name
 
 

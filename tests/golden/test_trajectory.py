@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import talaria
 
-from talaria.cli import main
 from talaria.run import read_metrics
 
 RECORD = Path(__file__).parent / "trajectory.json"
@@ -68,13 +67,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_losses_are_those_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_those_recorded(tmp_path: Path) -> None:
     recipe = tmp_path / "golden.toml"
     recipe.write_text(RECIPE)
-    monkeypatch.setattr(sys, "argv", ["talaria", "run", str(recipe), f"run.folder={tmp_path}"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
+    assert talaria("run", recipe, f"run.folder={tmp_path}") == 0
     losses = {}
     for stage in ("pretrain", "sft"):
         rows = read_metrics(tmp_path / "golden" / stage / "metrics.jsonl")

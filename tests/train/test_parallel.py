@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 
 from talaria.corpus.document import Document
 from talaria.model.settings import ModelSettings
-from talaria.run import Stage, lock, run_stage, verify
+from talaria.run import Stage, lock, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train import parallel
 from talaria.train.pretrain import pretrain
 from talaria.train.settings import PretrainSettings
+from talaria.verify import verify
 
 MODEL = ModelSettings(depth=1, d_model=16, n_heads=2, context=16)
 SETTINGS = PretrainSettings(tokens=6 * 64, batch_tokens=64, noise_scale_every_steps=None, checkpoint_every_seconds=1e-9)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -30,14 +30,17 @@ from talaria.errors import UserError
 from talaria.run import atomic_write, to_json
 
 
-def build_corpus(settings: CorpusSettings, folder: Path, items: Path | None = None) -> None:
-    """Build the corpus below `folder`; `items` is a JSONL file of held-out questions that no document may contain.
+def build_corpus(
+    settings: CorpusSettings, folder: Path, items: Path | None = None, revisions: Mapping[str, str] | None = None
+) -> None:
+    """Build the corpus below `folder`; `items` is a JSONL file of held-out questions that no document may contain,
+    `revisions` the commits at which data sets named in settings.paths are read, the newest where it is silent.
 
     Raises UserError for what cannot be read, and where no document is left.
     """
     if not settings.paths:
         raise UserError("corpus.paths is empty; name files or folders, e.g. corpus.paths=[notes/]")
-    source = _Source(settings)
+    source = _Source(settings, revisions or {})
     questions = read_questions(items) if items is not None and settings.decontaminate else None
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (*folder.glob("documents-*.jsonl.zst"), *folder.glob("dropped.jsonl.zst")):
@@ -90,8 +93,8 @@ def read_corpus(folder: Path) -> Iterator[Document]:
 class _Source:
     """The settings' documents, to be read more than once, with a progress bar on a terminal."""
 
-    def __init__(self, settings: CorpusSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: CorpusSettings, revisions: Mapping[str, str]) -> None:
+        self._settings, self._revisions = settings, revisions
         self._datasets = [path for path in settings.paths if path.startswith(HUB)]
         self._files, self.skipped = find_files([path for path in settings.paths if path not in self._datasets])
         if not self._files and not self._datasets:
@@ -119,7 +122,7 @@ class _Source:
                 done += size
                 progress.update(task, completed=done)
             for name in self._datasets:
-                yield from read_dataset(name, settings.text_field)
+                yield from read_dataset(name, settings.text_field, self._revisions.get(name))
 
 
 class _Cleaner:

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 
 from talaria.corpus.files import ROWS, TABLES, find_files, kind_of, read_chunks, read_lines
 from talaria.errors import UserError
+from talaria.run import MANIFEST, REVISION, Revision, is_finished, read_json
 
 InvalidUtf8 = Literal["error", "replace"]
 HUB = "hf:"
+_NEEDS_HUB = "{}: reading it needs an extra; run `pip install talaria-lm[hub]`"
 
 
 @dataclass(frozen=True)
@@ -156,16 +158,43 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
         raise UserError(f"{path}: damaged after row {number} ({error}); fetch or make it again") from None
 
 
-def read_dataset(name: str, text_field: str = "text") -> Iterator[Document]:
-    """Documents of `hf:owner/name[:split]`, streamed; the split is "train" unless given."""
+def read_dataset(name: str, text_field: str = "text", revision: str | None = None) -> Iterator[Document]:
+    """Documents of `hf:owner/name[:split]`, streamed; the split is "train" and the revision the newest unless given."""
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{name}: reading it needs an extra; run `pip install talaria-lm[hub]`") from None
+        raise UserError(_NEEDS_HUB.format(name)) from None
     place, _, split = name.removeprefix(HUB).partition(":")
     try:
-        rows = datasets.load_dataset(place, split=split or "train", streaming=True)
+        rows = datasets.load_dataset(place, split=split or "train", streaming=True, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{name}: cannot be read ({error}); check the name, the split and the network") from None
     for number, row in enumerate(rows, start=1):
         yield _row_document(row, text_field, f"{name}:{number}")
+
+
+def dataset_inputs(paths: Sequence[str], stage: Path) -> dict[str, Path | Revision]:
+    """What each `hf:` path means: a folder on this machine, else the commit that the finished stage at `stage` read,
+    else the newest commit. So a run stays at the commit that it first read, and then asks the hub no more."""
+    known = read_json(stage / MANIFEST)["inputs"] if is_finished(stage) else {}
+    inputs: dict[str, Path | Revision] = {}
+    for name in (path for path in paths if path.startswith(HUB)):
+        folder = Path(name.removeprefix(HUB).partition(":")[0])
+        if folder.exists():
+            inputs[name] = folder
+        elif name in known:
+            inputs[name] = Revision(known[name].removeprefix(REVISION))
+        else:
+            inputs[name] = Revision(_newest_commit(name, str(folder)))
+    return inputs
+
+
+def _newest_commit(name: str, repository: str) -> str:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(_NEEDS_HUB.format(name)) from None
+    try:
+        return str(huggingface_hub.HfApi().dataset_info(repository).sha)
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:  # type: ignore[attr-defined]
+        raise UserError(f"{name}: cannot be read ({error}); check the name and the network") from None

@@ -1,0 +1,108 @@
+"""A recipe in, UserError out where a late stage is bound to fail: better before hours of training than after.
+
+recipe.py tells what the tables alone can tell. Here the files that they name are read, and, once there is a tokenizer,
+the texts of the later stages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from talaria.errors import UsageError, UserError
+from talaria.recipe import Recipe, run_path
+from talaria.run import is_finished
+
+if TYPE_CHECKING:
+    from talaria.eval.prompts import Strategy
+    from talaria.tokens.tokenizer import Tokenizer
+
+
+def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
+    """Before the first stage: files, base model and tasks that stages up to `until` will ask for. `origin` is the
+    recipe's file."""
+    if recipe.corpus is not None:
+        from talaria.corpus.document import HUB
+        from talaria.corpus.files import find_files
+
+        find_files([name for name in recipe.corpus.paths if not name.startswith(HUB)])
+    if recipe.sft is not None and until in (None, "sft", "eval"):
+        from talaria.tokens.conversations import read_conversations
+
+        for file in recipe.sft.conversations:
+            read_conversations(file)
+        if recipe.sft.base is not None and not is_finished(run_path(recipe) / "sft"):
+            _check_base(recipe.sft.base)
+    if recipe.eval is not None and recipe.eval.tasks is not None and recipe.world is not None:
+        from talaria.world.exam import build_exam
+        from talaria.world.people import build_world
+
+        known = sorted({item["task"] for item in build_exam(build_world(recipe.world), recipe.world)})
+        for task in recipe.eval.tasks:
+            if task not in known:
+                raise UsageError(f"{origin}: eval.tasks: no task {task!r} in the exam; it has {', '.join(known)}")
+
+
+def _check_base(base: str) -> None:
+    """A model can be read there, and its chat template can be trained."""
+    from talaria.model.checkpoint import load_model
+    from talaria.tokens.chat import encode_chat
+
+    try:
+        _, tokenizer = load_model(base)
+        encode_chat(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    except UserError as error:
+        raise UserError(f"sft.base={base}: {error}") from None
+
+
+def check_texts(recipe: Recipe) -> None:
+    """Before pretraining: this run's tokenizer knows the characters of the conversations and the exam, and the model's
+    context holds every question of the exam with its answer."""
+    from talaria.tokens.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(run_path(recipe) / "tokenizer" / "tokenizer")
+    try:
+        _check_conversations(recipe, tokenizer)
+        needed = _positions_of_exam(recipe, tokenizer)
+    except UserError as error:
+        raise UserError(f"conversations or exam: {error}; or set tokenizer.kind=bpe") from None
+    if needed > recipe.model.context:
+        raise UsageError(
+            f"model.context is {recipe.model.context}, but a question of the exam with its answer takes "
+            f"{needed} tokens; set model.context={needed} or more"
+        )
+
+
+def _check_conversations(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    from talaria.tokens.conversations import read_conversations
+
+    if recipe.sft is None or recipe.sft.base is not None:
+        return
+    files = [Path(file) for file in recipe.sft.conversations]
+    for stage, table in (("world", recipe.world), ("conversations", recipe.conversations)):
+        if table is not None:
+            files.append(run_path(recipe) / stage / "conversations.jsonl")
+    for file in files:
+        for conversation in read_conversations(file):
+            for message in conversation:
+                tokenizer.encode(message["content"])
+
+
+def _positions_of_exam(recipe: Recipe, tokenizer: Tokenizer) -> int:
+    """The most positions that a question takes with the longest answer that is scored after it."""
+    from talaria.eval.items import choose_items, ranked_choices, read_items
+    from talaria.eval.prompts import likelihood_pair
+
+    if recipe.eval is None or recipe.world is None:
+        return 0
+    exam = read_items(run_path(recipe) / "world" / "exam.jsonl")
+    strategies: list[Strategy] = ["plain"] if recipe.sft is None or recipe.sft.base is not None else ["plain", "chat"]
+    needed = 0
+    for items in choose_items(exam, recipe.eval.tasks, recipe.eval.limit_per_task).values():
+        for item in items:
+            answers = [item.answer, *ranked_choices(item, recipe.eval.max_choices)]
+            longest = max(answers, key=lambda text: len(tokenizer.encode(text)))
+            for strategy in strategies:
+                prompt, answer = likelihood_pair(tokenizer, item, longest, strategy)
+                needed = max(needed, len(prompt) + len(answer) - 1)  # the last token is never read
+    return needed
