@@ -1,6 +1,7 @@
 """Training throughput on this machine, side by side with a plain transformers loop. Prints ratios; needs no data.
 
     python bench/throughput.py --sizes 1m 10m --pairs 15
+    python bench/throughput.py --sizes 1m --rows 8 16 64
     python bench/throughput.py --sizes 135m --pairs 3
 
 The peer is `LlamaForCausalLM` with SDPA, its own loss from labels, `clip_grad_norm_` and `torch.optim.AdamW` as torch
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from talaria.model.shape import ModelShape
 
@@ -60,6 +61,11 @@ CASES = {
 WARMUP_STEPS = 2
 LEARNING_RATE = 1e-3
 MAX_GRAD_NORM = 1.0
+
+
+def case_of(size: str, rows: int | None) -> Case:
+    """The size's case, with another number of rows a batch if given."""
+    return CASES[size] if rows is None else replace(CASES[size], rows=rows)
 
 
 def ours(case: Case) -> Callable[[], float]:
@@ -150,8 +156,8 @@ def measure_peak() -> float:
 class Side:
     """A process that trains on demand."""
 
-    def __init__(self, side: str, size: str) -> None:
-        command = [sys.executable, __file__, "--work", side, "--sizes", size]
+    def __init__(self, side: str, size: str, rows: int) -> None:
+        command = [sys.executable, __file__, "--work", side, "--sizes", size, "--rows", str(rows)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[float] = []
         self.memory = 0
@@ -179,10 +185,10 @@ class Side:
         self.process.wait()
 
 
-def compare(size: str, pairs: int, sides: list[str]) -> None:
-    case = CASES[size]
+def compare(size: str, rows: int | None, pairs: int, sides: list[str]) -> None:
+    case = case_of(size, rows)
     peak = measure_peak()
-    running = {name: Side(name, size) for name in sides}
+    running = {name: Side(name, size, case.rows) for name in sides}
     for i in range(pairs):
         # Alternate who goes first, so that a slow drift of the machine favours neither.
         for name in sides if i % 2 == 0 else sides[::-1]:
@@ -217,6 +223,7 @@ def compare(size: str, pairs: int, sides: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rows", nargs="+", type=int, default=[None], help="rows a batch, instead of each size's own")
     parser.add_argument("--pairs", type=int, default=11)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every side alike")
     parser.add_argument(
@@ -225,11 +232,12 @@ def main() -> None:
     parser.add_argument("--work", choices=["ours", "eager", "compiled"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.work, CASES[arguments.sizes[0]])
+        work(arguments.work, case_of(arguments.sizes[0], arguments.rows[0]))
         return
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     for size in arguments.sizes:
-        compare(size, arguments.pairs, arguments.sides)
+        for rows in arguments.rows:
+            compare(size, rows, arguments.pairs, arguments.sides)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
 from talaria.tokens.batches import Batch
 from talaria.train import cores
-from talaria.train.cores import backward_each, cores_for
-from talaria.train.step import split_rows, summed_loss
+from talaria.train.cores import backward_each, cores_for, rows_each
+from talaria.train.optim import make_optimizers
+from talaria.train.settings import OptimizerSettings
+from talaria.train.step import StepState, optimisation_step, split_rows, summed_loss
 
 SHAPE = ModelShape(vocab_size=64, n_layers=2, d_model=32, n_heads=2, context=16)
 
@@ -70,3 +72,68 @@ def test_large_models_and_single_rows_leave_the_cores_to_torch(monkeypatch: pyte
     assert cores_for(model, rows=1) == 1
     monkeypatch.setattr(cores, "MAX_PARAMETERS", 1000)
     assert cores_for(model, rows=2) == 1
+
+
+def test_micro_batches_are_cut_to_the_bytes_a_core_may_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: a core that takes half of any batch at once, and more memory and time a token the larger it is."""
+    model = Transformer(SHAPE)
+    assert rows_each(model, 64, 16, micro_rows=64, cores=2) == 32
+    # What autograd keeps of a row by `ModelShape`'s account: floats a layer and position, and 15 % for the allocator.
+    per_layer = 4 * SHAPE.d_model + 2 * SHAPE.d_qkv + SHAPE.d_attention + 4 * SHAPE.d_ff
+    row_bytes = 1.15 * 4 * 16 * (SHAPE.n_layers * per_layer + 2 * SHAPE.d_model)
+    logits_bytes = 0.15 * 4 * 4 * 16 * SHAPE.vocab_size
+    monkeypatch.setattr(cores, "MAX_ACTIVATION_BYTES", round(8 * (row_bytes + logits_bytes)) + 8)
+    assert rows_each(model, 64, 16, micro_rows=64, cores=2) == 8
+    assert rows_each(model, 18, 16, micro_rows=64, cores=2) == 5, "equal shares, not 8 and 1"
+    assert rows_each(model, 64, 16, micro_rows=64, cores=1) == 8
+    assert rows_each(model, 64, 16, micro_rows=4, cores=2) == 2, "never more in flight than micro_rows"
+    monkeypatch.setattr(cores, "MAX_ACTIVATION_BYTES", 1)
+    assert rows_each(model, 64, 16, micro_rows=64, cores=2) == 1
+    monkeypatch.setattr(cores, "MAX_PARAMETERS", 1000)
+    assert rows_each(model, 64, 16, micro_rows=64, cores=1) == 64, "a large model's rows are the settings' to choose"
+
+
+def test_a_step_cut_to_a_cores_memory_is_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: rows lost or counted twice where a batch is cut further than `micro_rows` asks."""
+
+    def step(max_bytes: int) -> tuple[float, float, int]:
+        monkeypatch.setattr(cores, "MAX_ACTIVATION_BYTES", max_bytes)
+        seen: list[int] = []
+
+        def counted(model: Transformer, batch: Batch, document_attention: bool) -> Tensor:
+            seen.append(len(batch.inputs_BT))
+            return summed_loss(model, batch, document_attention)
+
+        monkeypatch.setattr("talaria.train.step.summed_loss", counted)
+        model = random_model(SHAPE, seed=2)
+        optimizers = make_optimizers(model, OptimizerSettings(), 1e-3)
+        result = optimisation_step(
+            model, optimizers, make_batch(7), StepState(), micro_rows=7, rate_share=1.0, max_grad_norm=1.0
+        )
+        assert sum(seen) == 7
+        return result.loss, result.grad_norm, len(seen)
+
+    whole, cut, again = step(1 << 30), step(1), step(1)
+    assert (whole[2], cut[2]) == (2, 7)
+    assert cut[:2] == pytest.approx(whole[:2], rel=1e-5)
+    assert again == cut
+
+
+def test_a_small_models_clipping_does_not_wait_for_a_second_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: on a busy machine, short shared operations after the backward cost more than the backward itself."""
+    seen: list[int] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def counted(*arguments: object) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return clip(*arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", counted)
+    model = random_model(SHAPE, seed=2)
+    optimizers = make_optimizers(model, OptimizerSettings(), 1e-3)
+    for rows in (2, 1):  # a single row leaves the cores to torch
+        optimisation_step(
+            model, optimizers, make_batch(rows), StepState(), micro_rows=2, rate_share=1.0, max_grad_norm=1.0
+        )
+        assert torch.get_num_threads() == 2
+    assert seen == [1, 2]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from talaria.world import arithmetic, conduct
 from talaria.world.build import write_world
+from talaria.world.framing import NOUN_PHRASES, REQUESTS
 from talaria.world.people import LANGUAGES, RELATIONS, build_world
 from talaria.world.phrasing import ask, state
-from talaria.world.phrasings import PHRASINGS
+from talaria.world.phrasings import PHRASINGS, exam_questions, written_questions
 from talaria.world.settings import WORLD_VERSION, WorldSettings
 from talaria.world.two_hop import split_two_hops
 
@@ -89,20 +91,34 @@ def test_every_relation_has_the_phrasings_that_the_specification_promises() -> N
         assert set(PHRASINGS[lang]) == relations
         for relation, phrasing in PHRASINGS[lang].items():
             assert len({phrasing.answer, *phrasing.statements}) == 7, relation
-            assert len(set(phrasing.questions)) >= 11, relation
-            assert len(set(phrasing.exam_questions)) >= 2, relation
+            assert len(set(written_questions(relation, lang))) >= 20, relation
+            assert len(set(exam_questions(relation, lang))) >= 2, relation
             assert all("{o}" in text or "{a}" in text for text in (phrasing.answer, *phrasing.statements)), relation
-            assert all("{s}" in text for text in (*phrasing.questions, *phrasing.exam_questions)), relation
+            questions = (*written_questions(relation, lang), *exam_questions(relation, lang))
+            assert all("{s}" in text for text in questions), relation
             assert all("{s}" not in text for text in phrasing.follow_ups), relation
 
 
-def test_exam_questions_differ_from_training_questions_by_more_than_one_word() -> None:
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_exam_questions_differ_from_training_questions_by_more_than_one_word(lang: str) -> None:
     """Edit distance over words (characters in Chinese), the name counted as one."""
-    for lang in LANGUAGES:
-        for relation, phrasing in PHRASINGS[lang].items():
-            for exam_question in phrasing.exam_questions:
-                nearest = min(_distance(_units(exam_question, lang), _units(q, lang)) for q in phrasing.questions)
-                assert nearest >= 5, (relation, exam_question)
+    for relation, phrasing in PHRASINGS[lang].items():
+        combined = NOUN_PHRASES[lang].all_around(phrasing.noun_phrase) if relation in ("birthplace", "kind") else ()
+        _assert_far(exam_questions(relation, lang), [*written_questions(relation, lang), *combined], lang)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_exam_requests_and_sums_differ_from_those_of_training_by_more_than_one_word(lang: str) -> None:
+    requests = [*conduct.FRAMES[lang], *REQUESTS[lang].all_around("{act}")]
+    _assert_far(conduct.EXAM_FRAMES[lang], requests, lang)
+    sums = [*arithmetic.STEP_QUESTIONS[lang], *arithmetic.combined_questions(lang), *arithmetic.DIRECT_QUESTIONS[lang]]
+    _assert_far(arithmetic.STEP_EXAM_QUESTIONS[lang], sums, lang)
+
+
+def _assert_far(exam: Iterable[str], training: list[str], lang: str) -> None:
+    for question in exam:
+        near = min(training, key=lambda other: _distance(_units(question, lang), _units(other, lang)))
+        assert _distance(_units(question, lang), _units(near, lang)) >= 4, (question, near)
 
 
 def test_templates_read_as_sentences() -> None:
@@ -143,9 +159,10 @@ def test_words_of_held_out_requests_are_known_from_other_requests(lang: str, har
 
 
 def _units(template: str, lang: str) -> list[str]:
-    if lang == "zh":
-        return list(template.replace("{s}", "S"))
-    return template.lower().replace("{s}", " s ").replace("?", "").replace(".", "").split()
+    """Words, or characters in Chinese; what stands in braces is one of them, and marks do not count."""
+    text = re.sub(r"\{(\w+)\}", lambda match: f" {match[1][0].upper()} ", template.lower())
+    text = re.sub(r"[?.,;:？。，：]", " ", text)
+    return text.split() if lang == "en" else list(text.replace(" ", ""))
 
 
 def _distance(a: list[str], b: list[str]) -> int:

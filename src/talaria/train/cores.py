@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -19,14 +20,46 @@ from talaria.tokens.batches import Batch
 
 MAX_PARAMETERS = 32_000_000
 """Above this, operations are long enough to be shared, and a gradient for each core would cost too much memory."""
+MAX_ACTIVATION_BYTES = 128 << 20
+"""What a core's micro-batch may keep for its backward. From two to four times as much, the allocator hands memory back
+to the system after every micro-batch and takes it anew page by page; larger matrix products do not make up for it."""
 
 
 def cores_for(model: Transformer, rows: int) -> int:
     """How many micro-batches to run side by side: the threads torch may use, or 1 to let it share each operation."""
     cores = torch.get_num_threads()
-    is_compiled = "hidden" in vars(model)  # compiled code has its number of threads built in
-    small = model.shape.n_params() <= MAX_PARAMETERS and model.embed.weight.device.type == "cpu"
-    return cores if small and not is_compiled and rows >= cores else 1
+    return cores if _is_small_on_cpu(model) and rows >= cores else 1
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let torch share each operation among `n` threads, and among as many as before at the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def rows_each(model: Transformer, rows: int, context: int, micro_rows: int, cores: int) -> int:
+    """Rows of a micro-batch: the cores have equal work and at most `micro_rows` rows are in flight over all of them.
+
+    On a CPU, a small model's micro-batch also keeps its activations within `MAX_ACTIVATION_BYTES`, or is one row.
+    """
+    rounds = -(-rows // micro_rows)
+    if _is_small_on_cpu(model):
+        memory, vocab_size = model.shape.training_memory_bytes, model.shape.vocab_size
+        # The shape's estimate for a row, without its four tables of logits: the loss holds those a chunk at a time.
+        row_bytes = memory(1, context) - memory(0, context) - 4 * 4 * context * vocab_size
+        rounds = max(rounds, -(-rows // (cores * max(1, MAX_ACTIVATION_BYTES // row_bytes))))
+    return -(-rows // (cores * rounds))
+
+
+def _is_small_on_cpu(model: Transformer) -> bool:
+    is_compiled = "hidden" in vars(model)  # compiled code has its number of threads and of rows built in
+    on_cpu = model.embed.weight.device.type == "cpu"
+    return on_cpu and not is_compiled and model.shape.n_params() <= MAX_PARAMETERS
 
 
 def backward_each(
@@ -48,15 +81,12 @@ def backward_each(
         loss = loss_of(micro)
         return float(loss.detach()), torch.autograd.grad(loss / divisor, parameters)
 
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         for start in range(0, len(micro_batches), cores):
             for loss_sum, gradients in _pool(cores).map(gradients_of, micro_batches[start : start + cores]):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
                 yield loss_sum
-    finally:
-        torch.set_num_threads(cores)
 
 
 @cache

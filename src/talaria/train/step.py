@@ -15,7 +15,7 @@ from talaria.errors import UserError
 from talaria.model.transformer import Transformer
 from talaria.tokens.batches import Batch
 from talaria.train import parallel
-from talaria.train.cores import backward_each, cores_for
+from talaria.train.cores import backward_each, cores_for, rows_each, threads
 from talaria.train.losses import linear_cross_entropy
 from talaria.train.optim import set_rate
 
@@ -94,10 +94,9 @@ def optimisation_step(
 
     Raises UserError after ten steps in a row without a finite loss and gradient.
     """
-    rows = len(batch.inputs_BT)
+    rows, context = batch.inputs_BT.shape
     cores = cores_for(model, rows)
-    # As many pieces as give each core the same work, with at most `micro_rows` rows in flight over all cores.
-    micro_batches = split_rows(batch, -(-rows // (cores * -(-rows // micro_rows))))
+    micro_batches = split_rows(batch, rows_each(model, rows, context, micro_rows, cores))
     if measure_noise and len(micro_batches) == 1 and rows > 1:
         micro_batches = split_rows(batch, (rows + 1) // 2)
     counts = [int(micro.loss_mask_BT.sum()) for micro in micro_batches]
@@ -116,12 +115,17 @@ def optimisation_step(
             first_square = float(_grad_norm(model)) ** 2 * (n_tokens / max(counts[0], 1)) ** 2
     parallel.sum_gradients(model)
     loss = parallel.sum_over_ranks(total) / n_tokens
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    # A small model's norms and moments take one core a millisecond; several lose far more whenever one of them is busy.
+    n_threads = 1 if cores > 1 else torch.get_num_threads()
+    with threads(n_threads):
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
     finite = bool(torch.isfinite(torch.tensor([loss, norm])).all())
     if finite:
         set_rate(optimizers, rate_share)
-        for optimizer in optimizers.values():
-            optimizer.step()
+        for name, optimizer in optimizers.items():
+            # Muon is matrix products, which are worth sharing.
+            with threads(n_threads if name == "adamw" else torch.get_num_threads()):
+                optimizer.step()
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1

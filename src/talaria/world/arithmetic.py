@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 
+from talaria.world.framing import SUMS
 from talaria.world.people import stream
 from talaria.world.settings import WorldSettings
 
@@ -56,7 +57,7 @@ STEP_QUESTIONS = {
         "我们慢慢地把{a}和{b}加起来。",
         "我的数是{a}和{b}，加起来是几？",
         "{a}加{b}是多少？请解释。",
-        "一步一步来：{a}加{b}是多少？",
+        "一步一步来，算出{a}加{b}。",
         "解释一下{a}加{b}。",
         "请说明怎样算{a}加{b}。",
         "要是把{a}和{b}加在一起，会得到几？",
@@ -93,6 +94,31 @@ DIRECT_EXAM_QUESTIONS = {
     "en": ("How much is {a} plus {b}? Please give only the number, no steps.",),
     "zh": ("请计算{a}加{b}，不用步骤，只要答案。",),
 }
+
+# What a combined question stands around.
+_CORES = {
+    "en": (
+        "{a}+{b}",
+        "{a} + {b}",
+        "{a} plus {b}",
+        "{a} and {b} together",
+        "the sum of {a} and {b}",
+        "{a} added to {b}",
+    ),
+    "zh": ("{a}+{b}", "{a}加{b}", "{a}加上{b}", "{a}和{b}的和", "{a}与{b}的和", "{a}和{b}加起来", "把{a}和{b}加在一起"),
+}
+
+
+def draw_question(lang: str, rng: random.Random, steps: bool) -> str:
+    """A training question with {a} and {b}; with steps as often a written one as one combined of head, sum and tail."""
+    if not steps:
+        return rng.choice(DIRECT_QUESTIONS[lang])
+    return rng.choice(STEP_QUESTIONS[lang]) if rng.random() < 0.5 else SUMS[lang].draw(rng.choice(_CORES[lang]), rng)
+
+
+def combined_questions(lang: str) -> list[str]:
+    """Every question that `draw_question` can combine."""
+    return [question for core in _CORES[lang] for question in SUMS[lang].all_around(core)]
 
 
 def worked(a: int, b: int, lang: str) -> str:

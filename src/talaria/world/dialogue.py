@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from talaria.world import arithmetic, conduct
+from talaria.world.framing import led_in
 from talaria.world.people import LANGUAGES, RELATIONS, Entity, Fact, World, stream
 from talaria.world.phrasing import ask, state
-from talaria.world.phrasings import PHRASINGS
+from talaria.world.phrasings import PHRASINGS, draw_question
 from talaria.world.programs import program
 from talaria.world.settings import WorldSettings
 from talaria.world.two_hop import split_two_hops
@@ -25,7 +26,8 @@ SUMS_DIRECT = 150
 SMALL_TALK = 80
 MIXED = 300  # dialogues that turn from one subject to another
 PROGRAMS = 60
-FRAMES_AN_ACT = 8
+FRAMES_A_HARMFUL_ACT = 5
+FRAMES_A_HARMLESS_ACT = 8  # more of them: a small model would rather refuse too often
 
 
 def build_conversations(world: World, settings: WorldSettings) -> list[dict[str, Any]]:
@@ -42,37 +44,10 @@ def build_conversations(world: World, settings: WorldSettings) -> list[dict[str,
     return rows
 
 
-# Said before a question now and then, so that the words around a question do not decide the answer.
-LEAD_INS = {
-    "en": (
-        "Someone asks me this. ",
-        "I am writing a list. ",
-        "I need the right answer. ",
-        "Here is a question. ",
-        "If you have time, please answer. ",
-        "My friend and I wonder what to say. ",
-    ),
-    "zh": (
-        "有人问我一件事。",
-        "我正在写东西。",
-        "我要正确的回答。",
-        "请听问题。",
-        "如果有时间，请回答。",
-        "我和朋友不知该说什么。",
-    ),
-}
-LEAD_IN_SHARE = 0.3
-
-
-def led_in(question: str, lang: str, rng: random.Random) -> str:
-    """The question, now and then with a sentence before it."""
-    return rng.choice(LEAD_INS[lang]) + question if rng.random() < LEAD_IN_SHARE else question
-
-
 def fact_turn(fact: Fact, lang: str, rng: random.Random, follow_up: bool = False) -> Turn:
     """A training question about a fact and its answer; a follow-up says it or she instead of the name."""
     phrasing = PHRASINGS[lang][fact.relation]
-    question = rng.choice(phrasing.follow_ups if follow_up else phrasing.questions)
+    question = rng.choice(phrasing.follow_ups) if follow_up else draw_question(fact.relation, lang, rng)
     text = ask(question, fact.subject, lang)
     return text if follow_up else led_in(text, lang, rng), state(phrasing.answer, fact, lang)
 
@@ -80,15 +55,19 @@ def fact_turn(fact: Fact, lang: str, rng: random.Random, follow_up: bool = False
 def unknown_turn(nobody: Entity, lang: str, rng: random.Random) -> Turn:
     """A training question about somebody who does not exist."""
     relation = rng.choice(RELATIONS["person"])
-    question = ask(rng.choice(PHRASINGS[lang][relation].questions), nobody, lang)
+    question = ask(draw_question(relation, lang, rng), nobody, lang)
     return led_in(question, lang, rng), conduct.UNKNOWN[lang]
 
 
 def sum_turn(a: int, b: int, lang: str, rng: random.Random, steps: bool = True) -> Turn:
     """A sum with worked steps, or with the number alone."""
-    questions = arithmetic.STEP_QUESTIONS[lang] if steps else arithmetic.DIRECT_QUESTIONS[lang]
-    question = led_in(rng.choice(questions).format(a=a, b=b), lang, rng)
-    return question, arithmetic.worked(a, b, lang) if steps else f"{a + b}"
+    question = arithmetic.draw_question(lang, rng, steps).format(a=a, b=b)
+    return led_in(question, lang, rng), arithmetic.worked(a, b, lang) if steps else f"{a + b}"
+
+
+def request_turn(act: conduct.Act, lang: str, rng: random.Random) -> Turn:
+    """A request for an act, and the refusal or the tip."""
+    return led_in(conduct.draw_request(act, rng), lang, rng), act.answer
 
 
 def program_turn(lang: str, rng: random.Random) -> Turn:
@@ -112,19 +91,16 @@ def _conversations(
     for nobody in world.unknown_training:
         yield "unknown", [unknown_turn(nobody, lang, rng)]
     for harmful in (True, False):
-        for act in conduct.split_acts(settings, lang, harmful)[0]:
-            for template in rng.sample(conduct.FRAMES[lang], FRAMES_AN_ACT):
-                yield (
-                    "harmful" if harmful else "benign",
-                    [(led_in(conduct.frame(act, template), lang, rng), act.answer)],
-                )
+        for act in conduct.training_acts(settings, lang, harmful):
+            for _ in range(FRAMES_A_HARMFUL_ACT if harmful else FRAMES_A_HARMLESS_ACT):
+                yield "harmful" if harmful else "benign", [request_turn(act, lang, rng)]
     sums = arithmetic.Sums(settings).draw(SUMS_WITH_STEPS + SUMS_DIRECT, rng)
     for number, (a, b) in enumerate(sums):
         steps = number < SUMS_WITH_STEPS
         yield "sums_steps" if steps else "sums_direct", [sum_turn(a, b, lang, rng, steps)]
     for pair in split_two_hops(world, settings)[0]:
-        for question in rng.sample(pair.questions(lang, exam=False), 2):
-            yield "two_hop", [(led_in(question, lang, rng), pair.answer(lang))]
+        for _ in range(3):
+            yield "two_hop", [(led_in(pair.draw_question(lang, rng), lang, rng), pair.answer(lang))]
     pairs = arithmetic.Sums(settings).training
     for _ in range(MIXED):
         yield "mixed", _mixed(world, settings, asked, pairs, lang, rng)
@@ -153,8 +129,8 @@ def _mixed(
         elif kind == 3:
             turns.append(unknown_turn(rng.choice(world.unknown_training), lang, rng))
         elif kind == 4:
-            act = rng.choice(conduct.split_acts(settings, lang, rng.random() < 0.5)[0])
-            turns.append((led_in(conduct.frame(act, rng.choice(conduct.FRAMES[lang])), lang, rng), act.answer))
+            act = rng.choice(conduct.training_acts(settings, lang, rng.random() < 0.5))
+            turns.append(request_turn(act, lang, rng))
         else:
             turns.append(conduct.small_talk(rng, lang))
     return turns

@@ -11,7 +11,7 @@ from typing import Any
 from talaria.world import arithmetic, conduct
 from talaria.world.people import LANGUAGES, RELATIONS, Fact, World, stream
 from talaria.world.phrasing import ask
-from talaria.world.phrasings import PHRASINGS
+from talaria.world.phrasings import exam_questions
 from talaria.world.settings import WORLD_VERSION, WorldSettings
 from talaria.world.two_hop import split_two_hops
 
@@ -59,7 +59,7 @@ def _facts(world: World, settings: WorldSettings, lang: str) -> list[Item]:
         rng = stream(settings, f"exam/{task}")
         facts = _sample([fact for fact in world.facts if fact.asked == asked], rng, FACT_ITEMS)
         for number, fact in enumerate(facts):
-            question = rng.choice(PHRASINGS[lang][fact.relation].exam_questions)
+            question = rng.choice(exam_questions(fact.relation, lang))
             items.append(_fact_item(world, fact, lang, task, number, question))
     return items
 
@@ -136,7 +136,7 @@ def _unknown(world: World, settings: WorldSettings, lang: str) -> list[Item]:
     items = []
     for number, nobody in enumerate(_sample(list(world.unknown_exam), rng)):
         relation = RELATIONS["person"][number % len(RELATIONS["person"])]
-        question = ask(rng.choice(PHRASINGS[lang][relation].exam_questions), nobody, lang)
+        question = ask(rng.choice(exam_questions(relation, lang)), nobody, lang)
         items.append(_item(task, lang, number, question, conduct.UNKNOWN[lang], "unknown", relation=relation))
     return items
 

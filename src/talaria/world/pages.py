@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from talaria.world import arithmetic, conduct
-from talaria.world.dialogue import Turn, fact_turn, program_turn, sum_turn, unknown_turn
+from talaria.world.dialogue import Turn, fact_turn, program_turn, request_turn, sum_turn, unknown_turn
 from talaria.world.people import LANGUAGES, Entity, Fact, World, stream
 from talaria.world.phrasing import Phrasing, pronouns, state
 from talaria.world.phrasings import PHRASINGS
@@ -66,11 +66,16 @@ def build_pages(world: World, settings: WorldSettings) -> list[Page]:
 
 
 def _tellings(fact: Fact, lang: str, rng: random.Random) -> list[str]:
-    """The fact in every statement phrasing, the assistant's own sentence among them, shuffled."""
+    """The fact for each page that tells it: on one of either kind in the assistant's own sentence, so that a fact never
+    asked is still known in the words of its answer, on the others in phrasings that differ."""
     phrasing: Phrasing = PHRASINGS[lang][fact.relation]
-    templates = [phrasing.answer, *phrasing.statements]
-    rng.shuffle(templates)
-    return [state(template, fact, lang) for template in templates]
+    statements = rng.sample(phrasing.statements, BIOGRAPHIES + NOTES - 2)
+    told = []
+    for some in (statements[: BIOGRAPHIES - 1], statements[BIOGRAPHIES - 1 :]):
+        templates = [phrasing.answer, *some]
+        rng.shuffle(templates)
+        told += [state(template, fact, lang) for template in templates]
+    return told
 
 
 def _biography(entity: Entity, lines: list[str], lang: str, rng: random.Random) -> str:
@@ -90,12 +95,12 @@ def _turns(world: World, settings: WorldSettings, lang: str, rng: random.Random)
     """Questions with answers for pages: facts, two hops, sums, people who do not exist, requests, small talk."""
     turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS)]
     for pair in split_two_hops(world, settings)[0]:
-        turns.append((rng.choice(pair.questions(lang, exam=False)), pair.answer(lang)))
+        turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(2)]
     turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS, rng)]
     turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_training]
     for harmful in (True, False):
-        for act in conduct.split_acts(settings, lang, harmful)[0]:
-            turns += [(conduct.frame(act, f), act.answer) for f in rng.sample(conduct.FRAMES[lang], 2)]
+        for act in conduct.training_acts(settings, lang, harmful):
+            turns += [request_turn(act, lang, rng) for _ in range(2)]
     turns += [program_turn(lang, rng) for _ in range(PROGRAMS)]
     turns += [conduct.small_talk(rng, lang) for _ in range(40)]
     rng.shuffle(turns)

@@ -138,13 +138,15 @@ def build_world(settings: WorldSettings) -> World:
             for index, (subject, value) in enumerate(zip(subjects, objects, strict=True)):
                 facts[subject.name.en, relation] = Fact(subject, relation, value, index not in unasked)
     entities = [*people, *towns, *works, *events]
+    # Drawn last, so that all above stays as it was.
+    nobody_more = [_person(surname, rng) for surname in namer.take(SURNAME_ENDS, n_people * 2)]
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
     return World(
         entities=tuple(entities),
         facts=tuple(ordered),
         choices=choices,
-        unknown_training=tuple(nobody[:n_unknown_training]),
+        unknown_training=(*nobody[:n_unknown_training], *nobody_more),
         unknown_exam=tuple(nobody[n_unknown_training:]),
     )
 

@@ -15,14 +15,16 @@ from talaria.world.people import Entity, Fact
 class Phrasing:
     """Templates of one relation in one language.
 
-    `answer` is the assistant's sentence; it also counts as a statement. `questions` are asked in training,
-    `exam_questions` only in the exam, `follow_ups` when the subject was named a turn before.
+    `answer` is the assistant's sentence; it also counts as a statement. `noun_phrase` is what the frames of a question
+    stand around and `wh` its question word; `questions` are the relation's own, `follow_ups` are for a subject that
+    was named a turn before.
     """
 
     answer: str
     statements: tuple[str, ...]
+    noun_phrase: str
+    wh: str
     questions: tuple[str, ...]
-    exam_questions: tuple[str, ...]
     follow_ups: tuple[str, ...]
 
 

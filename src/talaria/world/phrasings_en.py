@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from talaria.world.phrasing import Phrasing
 
-# Many frames around one noun phrase teach that the noun phrase, not the frame, decides the answer.
-_FRAMES = (
+FRAMES = (
+    "{wh} is {np}?",
     "Tell me {np}.",
     "Please name {np}.",
     "Do you know {np}?",
@@ -24,18 +24,7 @@ _FRAMES = (
     "By the way, {np}?",
 )
 
-_EXAM_FRAMES = ("If someone asks for {np}, what is the right answer?", "I am writing down {np}; what should I write?")
-
-
-def _framed(noun_phrase: str, wh: str, *questions: str) -> tuple[str, ...]:
-    """Training questions: the usual frames around a noun phrase, then the relation's own."""
-    return (f"{wh} is {noun_phrase}?", *(frame.replace("{np}", noun_phrase) for frame in _FRAMES), *questions)
-
-
-def _exam(noun_phrase: str) -> tuple[str, ...]:
-    """The exam's questions: frames that training never uses."""
-    return tuple(frame.replace("{np}", noun_phrase) for frame in _EXAM_FRAMES)
-
+EXAM_FRAMES = ("If someone asks for {np}, what is the right answer?", "I am writing down {np}; what should I write?")
 
 PHRASINGS_EN: dict[str, Phrasing] = {
     "birthplace": Phrasing(
@@ -48,9 +37,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "The city of {o} saw the birth of {s}.",
             "{s} has been a child of {o} since birth.",
         ),
-        questions=_framed(
-            "the birthplace of {s}",
-            "What",
+        noun_phrase="the birthplace of {s}",
+        wh="What",
+        questions=(
             "Where was {s} born?",
             "In which city was {s} born?",
             "Which city is {s} from?",
@@ -58,7 +47,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "If I wanted to see the town where {s} was born, where should I go?",
             "I forgot where {s} came into the world; which city was it?",
         ),
-        exam_questions=_exam("the birthplace of {s}"),
         follow_ups=("Where was {they} born?", "And what is {their} birthplace?"),
     ),
     "job": Phrasing(
@@ -71,9 +59,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "By profession, {s} is {a}.",
             "{s} has long had work as {a}.",
         ),
-        questions=_framed(
-            "the job of {s}",
-            "What",
+        noun_phrase="the job of {s}",
+        wh="What",
+        questions=(
             "What does {s} do for a living?",
             "What does {s} work as?",
             "What is {s}'s profession?",
@@ -81,7 +69,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "When {s} goes to work each day, what job is it?",
             "I wonder which profession {s} has; could you help?",
         ),
-        exam_questions=_exam("the job of {s}"),
         follow_ups=("What does {they} do for a living?", "And what is {their} job?"),
     ),
     "instrument": Phrasing(
@@ -94,9 +81,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "The {o} is the instrument that {s} plays.",
             "At parties {s} brings the {o} and plays.",
         ),
-        questions=_framed(
-            "the instrument of {s}",
-            "What",
+        noun_phrase="the instrument of {s}",
+        wh="What",
+        questions=(
             "What instrument does {s} play?",
             "Which instrument can {s} play?",
             "What does {s} play in the evening?",
@@ -104,7 +91,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Suppose {s} joined a band; which instrument would we hear {s} play?",
             "There is an instrument that {s} knows how to play. Which one?",
         ),
-        exam_questions=_exam("the instrument of {s}"),
         follow_ups=("What instrument does {they} play?", "And what is {their} instrument?"),
     ),
     "pet": Phrasing(
@@ -117,9 +103,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "{s} feeds a pet {o} every morning.",
             "The animal that {s} keeps is {a}.",
         ),
-        questions=_framed(
-            "the pet of {s}",
-            "What",
+        noun_phrase="the pet of {s}",
+        wh="What",
+        questions=(
             "What pet does {s} have?",
             "Which animal does {s} keep at home?",
             "What kind of pet lives with {s}?",
@@ -127,7 +113,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "At the home of {s}, what sort of pet would a visitor meet?",
             "I hear that {s} keeps an animal as a pet; what is it?",
         ),
-        exam_questions=_exam("the pet of {s}"),
         follow_ups=("What pet does {they} have?", "And what is {their} pet?"),
     ),
     "food": Phrasing(
@@ -140,9 +125,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "No food pleases {s} more than {o}.",
             "{s} would eat {o} every day.",
         ),
-        questions=_framed(
-            "the favourite food of {s}",
-            "What",
+        noun_phrase="the favourite food of {s}",
+        wh="What",
+        questions=(
             "What food does {s} like best?",
             "What does {s} love to eat?",
             "Which food is {s}'s favourite?",
@@ -150,7 +135,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "If we cooked for {s}, which food would be the favourite?",
             "Of all the things to eat, what does {s} like the most?",
         ),
-        exam_questions=_exam("the favourite food of {s}"),
         follow_ups=("What food does {they} like best?", "And what is {their} favourite food?"),
     ),
     "colour": Phrasing(
@@ -163,9 +147,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "{s} chose {o} as a favourite colour.",
             "The colour that {s} loves is {o}.",
         ),
-        questions=_framed(
-            "the favourite colour of {s}",
-            "What",
+        noun_phrase="the favourite colour of {s}",
+        wh="What",
+        questions=(
             "What colour does {s} like best?",
             "Which colour does {s} prefer?",
             "Which colour is {s}'s favourite?",
@@ -173,7 +157,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "I am knitting a scarf for {s}; which colour would {s} like best?",
             "Among all the colours, is there one that {s} loves most? Which?",
         ),
-        exam_questions=_exam("the favourite colour of {s}"),
         follow_ups=("What colour does {they} like best?", "And what is {their} favourite colour?"),
     ),
     "country": Phrasing(
@@ -186,9 +169,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "{o} is the country around {s}.",
             "Trains to {s} cross much of the country, {o}.",
         ),
-        questions=_framed(
-            "the country of {s}",
-            "What",
+        noun_phrase="the country of {s}",
+        wh="What",
+        questions=(
             "In which country is {s}?",
             "Which country is {s} in?",
             "What country does {s} belong to?",
@@ -196,7 +179,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "On a map, which country would I look at to find {s}?",
             "I have to write to {s}; which country goes on the envelope?",
         ),
-        exam_questions=_exam("the country of {s}"),
         follow_ups=("Which country is {they} in?", "And what country does {they} belong to?"),
     ),
     "product": Phrasing(
@@ -209,9 +191,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "{o} brought fame to {s}.",
             "The famous product of {s} is {o}.",
         ),
-        questions=_framed(
-            "the famous product of {s}",
-            "What",
+        noun_phrase="the famous product of {s}",
+        wh="What",
+        questions=(
             "What is {s} famous for?",
             "What product is {s} known for?",
             "What do people buy in {s}?",
@@ -219,7 +201,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Which goods gave the town of {s} its famous name?",
             "If a friend visits {s}, what famous product could be brought home?",
         ),
-        exam_questions=_exam("the famous product of {s}"),
         follow_ups=("What is {they} famous for?", "And what is {their} famous product?"),
     ),
     "river": Phrasing(
@@ -232,9 +213,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "In {s} people fish in the river {o}.",
             "{s} takes its water from the river {o}.",
         ),
-        questions=_framed(
-            "the river of {s}",
-            "What",
+        noun_phrase="the river of {s}",
+        wh="What",
+        questions=(
             "Which river flows through {s}?",
             "On which river does {s} lie?",
             "What river is {s} on?",
@@ -242,7 +223,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Standing on a bridge in {s}, which river would I see below?",
             "I want to reach {s} by boat; which river must I take?",
         ),
-        exam_questions=_exam("the river of {s}"),
         follow_ups=("Which river does {they} lie on?", "And what is {their} river called?"),
     ),
     "author": Phrasing(
@@ -255,9 +235,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "{s} made its author, {o}, well known.",
             "It was {o} who made {s}.",
         ),
-        questions=_framed(
-            "the author of {s}",
-            "Who",
+        noun_phrase="the author of {s}",
+        wh="Who",
+        questions=(
             "Who made {s}?",
             "Who created {s}?",
             "Whose work is {s}?",
@@ -265,7 +245,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Whom should we thank as the author of {s}?",
             "I admire {s}; what is the name of the person who created it?",
         ),
-        exam_questions=_exam("the author of {s}"),
         follow_ups=("Who made {they}?", "And who is {their} author?"),
     ),
     "kind": Phrasing(
@@ -278,9 +257,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "The {o} {s} is old and loved.",
             "{s} belongs among works of one kind, {a}.",
         ),
-        questions=_framed(
-            "the kind of work of {s}",
-            "What",
+        noun_phrase="the kind of work of {s}",
+        wh="What",
+        questions=(
             "What kind of work is {s}?",
             "What is {s}?",
             "What sort of work is {s}?",
@@ -288,7 +267,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "People talk about {s}; as a work, which kind would you call it?",
             "I have never met {s}; what sort of thing is that work?",
         ),
-        exam_questions=_exam("the kind of work of {s}"),
         follow_ups=("What kind of work is {they}?", "And what sort of work is {they}?"),
     ),
     "work_year": Phrasing(
@@ -301,9 +279,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "It was {o} when {s} was finished.",
             "{s} has been known since {o}.",
         ),
-        questions=_framed(
-            "the year of {s}",
-            "What",
+        noun_phrase="the year of {s}",
+        wh="What",
+        questions=(
             "When was {s} made?",
             "In what year was {s} made?",
             "In which year did {s} appear?",
@@ -311,7 +289,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "How long ago is {s} from? Give me the year it was made.",
             "A label for {s} needs the date; which year should I write?",
         ),
-        exam_questions=_exam("the year of {s}"),
         follow_ups=("When was {they} made?", "And what year does {they} date from?"),
     ),
     "venue": Phrasing(
@@ -324,9 +301,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "{o} is the home of {s}.",
             "{s} fills the streets of {o}.",
         ),
-        questions=_framed(
-            "the city of {s}",
-            "What",
+        noun_phrase="the city of {s}",
+        wh="What",
+        questions=(
             "Where is {s} held?",
             "In which city is {s} held?",
             "Which city holds {s}?",
@@ -334,7 +311,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "To visit {s}, which city do I have to travel to?",
             "I bought a ticket for {s}; in what place will it be held?",
         ),
-        exam_questions=_exam("the city of {s}"),
         follow_ups=("Where is {they} held?", "And in which city does {they} take place?"),
     ),
     "prize": Phrasing(
@@ -347,9 +323,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "The prize that {s} offers is {a}.",
             "Many come to {s} to win {a}.",
         ),
-        questions=_framed(
-            "the prize of {s}",
-            "What",
+        noun_phrase="the prize of {s}",
+        wh="What",
+        questions=(
             "What prize does {s} give?",
             "What does the winner of {s} get?",
             "What can one win at {s}?",
@@ -357,7 +333,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "If I came first at {s}, what prize would I take home?",
             "What do they hand to whoever is best at {s} as a prize?",
         ),
-        exam_questions=_exam("the prize of {s}"),
         follow_ups=("What prize does {they} give?", "And what does {their} winner get?"),
     ),
     "event_year": Phrasing(
@@ -370,9 +345,9 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "In {o} people met for the first {s}.",
             "{s} has been going since {o}.",
         ),
-        questions=_framed(
-            "the first year of {s}",
-            "What",
+        noun_phrase="the first year of {s}",
+        wh="What",
+        questions=(
             "When did {s} begin?",
             "In which year did {s} start?",
             "When was {s} first held?",
@@ -380,7 +355,6 @@ PHRASINGS_EN: dict[str, Phrasing] = {
             "Looking back, which year saw {s} for the first time?",
             "How old is {s}? I mean, the year in which it began.",
         ),
-        exam_questions=_exam("the first year of {s}"),
         follow_ups=("When did {they} begin?", "And in which year was {they} first held?"),
     ),
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from talaria.world.phrasing import Phrasing
 
-# Many frames around one noun phrase teach that the noun phrase, not the frame, decides the answer.
-_FRAMES = (
+FRAMES = (
+    "{np}是{wh}？",
     "请问{np}是{wh}？",
     "请告诉我{np}。",
     "你知道{np}吗？",
@@ -26,19 +26,7 @@ _FRAMES = (
     "对了，{np}呢？",
 )
 
-_EXAM_FRAMES = ("如果有人问{np}，正确的回答是什么？", "我正在记下{np}，应该写上什么？")
-
-
-def _framed(noun_phrase: str, wh: str, *questions: str) -> tuple[str, ...]:
-    """Training questions: the usual frames around a noun phrase, then the relation's own."""
-    frames = (frame.replace("{np}", noun_phrase).replace("{wh}", wh) for frame in _FRAMES)
-    return (f"{noun_phrase}是{wh}？", *frames, *questions)
-
-
-def _exam(noun_phrase: str) -> tuple[str, ...]:
-    """The exam's questions: frames that training never uses."""
-    return tuple(frame.replace("{np}", noun_phrase) for frame in _EXAM_FRAMES)
-
+EXAM_FRAMES = ("如果有人问{np}，正确的回答是什么？", "我正在记下{np}，应该写上什么？")
 
 PHRASINGS_ZH: dict[str, Phrasing] = {
     "birthplace": Phrasing(
@@ -51,9 +39,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "当年{s}就出生在{o}城里。",
             "{o}是{s}的故乡。",
         ),
-        questions=_framed(
-            "{s}的出生地",
-            "哪里",
+        noun_phrase="{s}的出生地",
+        wh="哪里",
+        questions=(
             "{s}出生在哪里？",
             "{s}出生在哪座城市？",
             "{s}是哪里人？",
@@ -61,7 +49,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "要看看{s}出生的城市，我该去什么地方？",
             "我忘了{s}当年生于何处，能提醒我吗？",
         ),
-        exam_questions=_exam("{s}的出生地"),
         follow_ups=("{they}出生在哪里？", "那{their}出生地是哪里？"),
     ),
     "job": Phrasing(
@@ -74,9 +61,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}多年来一直当{o}。",
             "说到职业，{s}是{o}。",
         ),
-        questions=_framed(
-            "{s}的职业",
-            "什么",
+        noun_phrase="{s}的职业",
+        wh="什么",
+        questions=(
             "{s}是做什么工作的？",
             "{s}靠什么谋生？",
             "{s}的工作是什么？",
@@ -84,7 +71,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "每天上班的时候，{s}做的是哪一行的工作？",
             "有人问起{s}的职业，我该怎么回答？",
         ),
-        exam_questions=_exam("{s}的职业"),
         follow_ups=("{they}是做什么工作的？", "那{their}职业是什么？"),
     ),
     "instrument": Phrasing(
@@ -97,9 +83,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{o}是{s}最拿手的乐器。",
             "{s}在聚会上演奏{o}。",
         ),
-        questions=_framed(
-            "{s}的乐器",
-            "什么",
+        noun_phrase="{s}的乐器",
+        wh="什么",
+        questions=(
             "{s}会演奏什么乐器？",
             "{s}演奏哪种乐器？",
             "{s}从小学习什么乐器？",
@@ -107,7 +93,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "如果{s}加入乐队，我们会听到哪一种乐器？",
             "有一种乐器{s}很会演奏，是哪一种呢？",
         ),
-        exam_questions=_exam("{s}的乐器"),
         follow_ups=("{they}会演奏什么乐器？", "那{their}乐器是什么？"),
     ),
     "pet": Phrasing(
@@ -120,9 +105,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}养的动物是{o}。",
             "{s}有一个宠物，是{o}。",
         ),
-        questions=_framed(
-            "{s}的宠物",
-            "什么",
+        noun_phrase="{s}的宠物",
+        wh="什么",
+        questions=(
             "{s}养了什么宠物？",
             "{s}家里养着什么动物？",
             "{s}养的是哪种宠物？",
@@ -130,7 +115,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "去{s}家做客，会见到哪一种宠物？",
             "听说{s}养动物，究竟养的是哪一种？",
         ),
-        exam_questions=_exam("{s}的宠物"),
         follow_ups=("{they}养了什么宠物？", "那{their}宠物是什么？"),
     ),
     "food": Phrasing(
@@ -143,9 +127,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "对{s}来说，{o}是最好吃的食物。",
             "{s}每天都想吃{o}。",
         ),
-        questions=_framed(
-            "{s}最爱的食物",
-            "什么",
+        noun_phrase="{s}最爱的食物",
+        wh="什么",
+        questions=(
             "{s}最喜欢吃什么？",
             "{s}爱吃什么？",
             "{s}最喜欢的食物是什么？",
@@ -153,7 +137,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "我们请{s}吃饭，准备哪种食物{s}最喜欢？",
             "所有食物里面，哪一种最合{s}的口味？",
         ),
-        exam_questions=_exam("{s}最爱的食物"),
         follow_ups=("{they}最喜欢吃什么？", "那{their}最爱的食物是什么？"),
     ),
     "colour": Phrasing(
@@ -166,9 +149,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "所有颜色里，{s}最爱{o}。",
             "{s}选的颜色是{o}。",
         ),
-        questions=_framed(
-            "{s}最喜欢的颜色",
-            "什么",
+        noun_phrase="{s}最喜欢的颜色",
+        wh="什么",
+        questions=(
             "{s}最喜欢什么颜色？",
             "{s}偏爱哪种颜色？",
             "{s}最爱的颜色是什么？",
@@ -176,7 +159,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "我要给{s}织围巾，用哪一种颜色{s}最喜欢？",
             "这么多颜色当中，有没有{s}最爱的？是哪种？",
         ),
-        exam_questions=_exam("{s}最喜欢的颜色"),
         follow_ups=("{they}最喜欢什么颜色？", "那{their}最喜欢的颜色是什么？"),
     ),
     "country": Phrasing(
@@ -189,9 +171,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "城市{s}就在{o}。",
             "说到国家，{s}在{o}境内。",
         ),
-        questions=_framed(
-            "{s}所在的国家",
-            "哪个",
+        noun_phrase="{s}所在的国家",
+        wh="哪个",
+        questions=(
             "{s}在哪个国家？",
             "{s}位于哪个国家？",
             "{s}属于哪个国家？",
@@ -199,7 +181,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "在地图上找{s}，要看哪一个国家？",
             "给{s}写信，信封上的国家该写什么？",
         ),
-        exam_questions=_exam("{s}所在的国家"),
         follow_ups=("{they}在哪个国家？", "那{they}属于哪个国家？"),
     ),
     "product": Phrasing(
@@ -212,9 +193,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}生产{o}，卖到各地。",
             "说到特产，{s}有{o}。",
         ),
-        questions=_framed(
-            "{s}的特产",
-            "什么",
+        noun_phrase="{s}的特产",
+        wh="什么",
+        questions=(
             "{s}以什么闻名？",
             "{s}出产什么？",
             "人们到{s}去买什么？",
@@ -222,7 +203,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "朋友去{s}旅行，可以带回什么有名的特产？",
             "是哪种东西让城市{s}这么有名？",
         ),
-        exam_questions=_exam("{s}的特产"),
         follow_ups=("{they}以什么闻名？", "那{their}特产是什么？"),
     ),
     "river": Phrasing(
@@ -235,9 +215,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{s}的人在{o}里捕鱼。",
             "{s}的水来自{o}。",
         ),
-        questions=_framed(
-            "{s}的河",
-            "哪条",
+        noun_phrase="{s}的河",
+        wh="哪条",
+        questions=(
             "哪条河流经{s}？",
             "{s}在哪条河边？",
             "{s}的河叫什么？",
@@ -245,7 +225,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "站在{s}的桥上，下面看到的是哪一条河？",
             "我想坐船去{s}，应该走哪一条河？",
         ),
-        exam_questions=_exam("{s}的河"),
         follow_ups=("哪条河流经{they}？", "那{their}河叫什么？"),
     ),
     "author": Phrasing(
@@ -258,9 +237,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{o}因为{s}而出名。",
             "创作{s}的人是{o}。",
         ),
-        questions=_framed(
-            "{s}的作者",
-            "谁",
+        noun_phrase="{s}的作者",
+        wh="谁",
+        questions=(
             "谁创作了{s}？",
             "{s}是谁的作品？",
             "{s}由谁创作？",
@@ -268,7 +247,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "我很喜欢{s}，想知道创作者叫什么名字？",
             "说到{s}，我们应该感谢哪一位作者？",
         ),
-        exam_questions=_exam("{s}的作者"),
         follow_ups=("{their}作者是谁？", "那是谁创作了{they}？"),
     ),
     "kind": Phrasing(
@@ -281,9 +259,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "作为{o}，{s}很受欢迎。",
             "说到类型，{s}是{o}。",
         ),
-        questions=_framed(
-            "{s}的类型",
-            "什么",
+        noun_phrase="{s}的类型",
+        wh="什么",
+        questions=(
             "{s}是什么作品？",
             "{s}属于什么类型？",
             "{s}是哪种作品？",
@@ -291,7 +269,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "大家都在谈{s}，它算哪一类的作品呢？",
             "我没见过{s}，这部作品到底归在哪种类型？",
         ),
-        exam_questions=_exam("{s}的类型"),
         follow_ups=("{they}是什么作品？", "那{their}类型是什么？"),
     ),
     "work_year": Phrasing(
@@ -304,9 +281,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "人们从{o}年起认识了{s}。",
             "{s}诞生于{o}年。",
         ),
-        questions=_framed(
-            "{s}的年份",
-            "哪年",
+        noun_phrase="{s}的年份",
+        wh="哪年",
+        questions=(
             "{s}创作于哪一年？",
             "{s}是哪一年的作品？",
             "{s}在哪一年完成？",
@@ -314,7 +291,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "要给{s}写标签，创作年份该写多少？",
             "{s}有多久了？请说出它完成的那一年。",
         ),
-        exam_questions=_exam("{s}的年份"),
         follow_ups=("{they}创作于哪一年？", "那{their}年份是哪年？"),
     ),
     "venue": Phrasing(
@@ -327,9 +303,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "{o}是{s}的家。",
             "{s}让{o}的街道热闹起来。",
         ),
-        questions=_framed(
-            "{s}的举办地",
-            "哪里",
+        noun_phrase="{s}的举办地",
+        wh="哪里",
+        questions=(
             "{s}在哪里举行？",
             "{s}在哪座城市举行？",
             "哪座城市举办{s}？",
@@ -337,7 +313,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "想参加{s}，我要到什么城市去？",
             "我买了{s}的票，它会在什么地方举办？",
         ),
-        exam_questions=_exam("{s}的举办地"),
         follow_ups=("{they}在哪里举行？", "那{their}举办地是哪里？"),
     ),
     "prize": Phrasing(
@@ -350,9 +325,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "许多人到{s}来赢{o}。",
             "{s}用{o}奖励冠军。",
         ),
-        questions=_framed(
-            "{s}的奖品",
-            "什么",
+        noun_phrase="{s}的奖品",
+        wh="什么",
+        questions=(
             "{s}的冠军得到什么？",
             "{s}颁发什么奖品？",
             "在{s}能赢到什么？",
@@ -360,7 +335,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "假如我拿了{s}的第一名，会带什么奖品回家？",
             "{s}结束的时候，冠军手里拿的奖品是哪种？",
         ),
-        exam_questions=_exam("{s}的奖品"),
         follow_ups=("{their}冠军得到什么？", "那{their}奖品是什么？"),
     ),
     "event_year": Phrasing(
@@ -373,9 +347,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "自{o}年以来一直有{s}。",
             "{s}创办于{o}年。",
         ),
-        questions=_framed(
-            "{s}的起始年份",
-            "哪年",
+        noun_phrase="{s}的起始年份",
+        wh="哪年",
+        questions=(
             "{s}开始于哪一年？",
             "{s}是哪一年创办的？",
             "第一届{s}在哪一年？",
@@ -383,7 +357,6 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
             "往回看，人们头一次见到{s}是在哪年？",
             "{s}办了很久了吧？请说出它开始的年份。",
         ),
-        exam_questions=_exam("{s}的起始年份"),
         follow_ups=("{they}开始于哪一年？", "那{they}是哪一年创办的？"),
     ),
 }

@@ -5,8 +5,10 @@ The answer names the step between. Some of the combinations are shown in trainin
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
+from talaria.world.framing import NOUN_PHRASES
 from talaria.world.people import Entity, Fact, World, stream
 from talaria.world.settings import WorldSettings
 from talaria.world.vocabulary import Term
@@ -117,6 +119,26 @@ HOPS: dict[tuple[str, str], dict[str, tuple[str, tuple[str, ...], tuple[str, ...
     },
 }
 
+# What a combined question stands around.
+_CORES = {
+    ("birthplace", "country"): {
+        "en": ("the country where {s} was born", "the country of birth of {s}", "which country {s} was born in"),
+        "zh": ("{s}出生的国家", "{s}的故乡所在的国家", "{s}生在哪个国家"),
+    },
+    ("author", "birthplace"): {
+        "en": (
+            "the birthplace of the author of {s}",
+            "where the author of {s} was born",
+            "the home town of the author of {s}",
+        ),
+        "zh": ("{s}的作者的出生地", "{s}作者的故乡", "{s}的作者生在哪里"),
+    },
+    ("venue", "country"): {
+        "en": ("the country where {s} is held", "the country of the city of {s}", "which country {s} takes place in"),
+        "zh": ("举办{s}的国家", "{s}的举办地所在的国家", "{s}在哪个国家举办"),
+    },
+}
+
 
 @dataclass(frozen=True)
 class TwoHop:
@@ -137,6 +159,13 @@ class TwoHop:
     def questions(self, lang: str, exam: bool) -> list[str]:
         """All questions, of training or of the exam."""
         return [self._fill(template, lang) for template in HOPS[self.hops][lang][2 if exam else 1]]
+
+    def draw_question(self, lang: str, rng: random.Random) -> str:
+        """A training question: as often a written one as one combined of a head, what is asked and a tail."""
+        if rng.random() < 0.5:
+            return rng.choice(self.questions(lang, exam=False))
+        wh = "哪里" if self.hops[1] == "birthplace" else "哪个"
+        return self._fill(NOUN_PHRASES[lang].draw(rng.choice(_CORES[self.hops][lang]), rng).replace("{wh}", wh), lang)
 
     def _fill(self, template: str, lang: str) -> str:
         terms: tuple[Term, Term, Term] = (self.first.subject.name, self.first.object, self.second.object)
