@@ -51,6 +51,18 @@ def test_huge_logits_stay_finite() -> None:
     assert loss.isfinite() and gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("right", [True, False], ids=["sure and right", "sure and wrong"])
+def test_a_sure_models_loss_is_neither_rounded_away_nor_infinite(right: bool) -> None:
+    """The bugs: a large logit minus another's rounding, where the loss is small; log of a probability rounded to 0."""
+    hidden_ND = torch.full((4, 1), 1000.0 if not right else 8.0)
+    weight_VD = torch.tensor([[1.0], [0.0], [0.0]])
+    targets_N = torch.full((4,), 0 if right else 1)
+    loss = linear_cross_entropy(hidden_ND, weight_VD, targets_N)
+    exact = F.cross_entropy((hidden_ND @ weight_VD.T).double(), targets_N, reduction="sum")
+    # fp32 rounds at 6e-8 a probability near 1, which is all that four losses of 7e-4 each may be off by.
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=4 * 1.2e-7)
+
+
 def test_bf16_states_with_an_fp32_table_are_summed_in_fp32() -> None:
     hidden_ND, weight_VD, targets_N = case(400, torch.float32)
     loss = linear_cross_entropy(hidden_ND.bfloat16(), weight_VD, targets_N)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from talaria.model.linear import Linear
 from talaria.model.norms import RMSNorm
 from talaria.model.shape import ModelShape
 
@@ -75,8 +76,8 @@ class Attention(nn.Module):
         super().__init__()
         self.shape = shape
         self.layer = layer
-        self.qkv = nn.Linear(shape.d_model, shape.d_qkv, bias=shape.bias)
-        self.out = nn.Linear(shape.d_attention, shape.d_model, bias=shape.bias)
+        self.qkv = Linear(shape.d_model, shape.d_qkv, bias=shape.bias)
+        self.out = Linear(shape.d_attention, shape.d_model, bias=shape.bias)
         if shape.qk_norm:
             self.query_norm = RMSNorm(shape.d_head, shape.norm_eps)
             self.key_norm = RMSNorm(shape.d_head, shape.norm_eps)

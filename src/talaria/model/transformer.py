@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from talaria.errors import UserError
 from talaria.model.attention import Attention, Cache, rope_angles
+from talaria.model.linear import Linear
 from talaria.model.norms import build_norm
 from talaria.model.shape import ModelShape
 
@@ -27,8 +28,8 @@ class FeedForward(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.gated = shape.feed_forward == "swiglu"
-        self.up = nn.Linear(shape.d_model, sum(shape.up_rows), bias=shape.bias)
-        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=shape.bias)
+        self.up = Linear(shape.d_model, sum(shape.up_rows), bias=shape.bias)
+        self.down = Linear(shape.d_ff, shape.d_model, bias=shape.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         h = self.up(x_BTD)

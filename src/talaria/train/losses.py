@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from talaria.model.linear import product
+
 _CHUNK_LOGITS = 1 << 20
 """Logits held at a time: 4 MiB in fp32, which a CPU core's share of the cache holds between one pass and the next."""
 _MIN_CHUNK = 256
@@ -46,10 +48,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk = max(_MIN_CHUNK, _CHUNK_LOGITS // vocab_size)
         for start in range(0, n, chunk):
             hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
-            log_probs_CV = torch.log_softmax((hidden_CD @ weight_cast_VD.T).to(exact), dim=-1)
-            total -= log_probs_CV.gather(1, targets_C[:, None]).sum()
+            logits_CV = product(hidden_CD, weight_cast_VD).to(exact)
+            probs_CV = torch.softmax(logits_CV, dim=-1)
+            # log sum exp from the likeliest token, whose probability never rounds to 0: no second pass of exponentials.
+            behind_C = logits_CV.amax(dim=-1) - logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+            total += (behind_C - probs_CV.amax(dim=-1).log()).sum()
             if grad_hidden_ND is not None and grad_weight_VD is not None:
-                grad_logits_CV = log_probs_CV.exp_()
+                grad_logits_CV = probs_CV
                 grad_logits_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0
                 grad_logits_CV = grad_logits_CV.to(hidden_ND.dtype)
                 torch.mm(grad_logits_CV, weight_cast_VD, out=grad_hidden_ND[start : start + chunk])

@@ -26,8 +26,8 @@ SUMS_DIRECT = 150
 SMALL_TALK = 80
 MIXED = 300  # dialogues that turn from one subject to another
 PROGRAMS = 60
-FRAMES_A_HARMFUL_ACT = 5
-FRAMES_A_HARMLESS_ACT = 8  # more of them: a small model would rather refuse too often
+FRAMES_A_HARMFUL_ACT = 6
+FRAMES_A_HARMLESS_ACT = 10  # more of them: a small model would rather refuse too often
 
 
 def build_conversations(world: World, settings: WorldSettings) -> list[dict[str, Any]]:

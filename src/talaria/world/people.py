@@ -139,14 +139,14 @@ def build_world(settings: WorldSettings) -> World:
                 facts[subject.name.en, relation] = Fact(subject, relation, value, index not in unasked)
     entities = [*people, *towns, *works, *events]
     # Drawn last, so that all above stays as it was.
-    nobody_more = [_person(surname, rng) for surname in namer.take(SURNAME_ENDS, n_people * 2)]
+    almost = [_almost(surname, people, rng) for surname in namer.take(SURNAME_ENDS, n_people * 2)]
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
     return World(
         entities=tuple(entities),
         facts=tuple(ordered),
         choices=choices,
-        unknown_training=(*nobody[:n_unknown_training], *nobody_more),
+        unknown_training=(*nobody[:n_unknown_training], *almost),
         unknown_exam=tuple(nobody[n_unknown_training:]),
     )
 
@@ -155,6 +155,16 @@ def _person(surname: Term, rng: random.Random) -> Entity:
     female = rng.random() < 0.5
     given = rng.choice(FEMALE_NAMES if female else MALE_NAMES)
     return Entity("person", Term(f"{given.en} {surname.en}", f"{given.zh}·{surname.zh}"), female)
+
+
+def _almost(surname: Term, people: Sequence[Entity], rng: random.Random) -> Entity:
+    """Nobody, but with the given name of somebody whose surname begins in the same way, if there is one."""
+    alike = [person for person in people if person.name.en.split()[1][:2] == surname.en[:2]]
+    if not alike:
+        return _person(surname, rng)
+    like = rng.choice(alike)
+    given_en, given_zh = like.name.en.split()[0], like.name.zh.split("·")[0]
+    return Entity("person", Term(f"{given_en} {surname.en}", f"{given_zh}·{surname.zh}"), like.female)
 
 
 def _titles(count: int, rng: random.Random) -> list[Term]:

@@ -140,9 +140,9 @@ PHRASINGS_ZH: dict[str, Phrasing] = {
         follow_ups=("{they}最喜欢吃什么？", "那{their}最爱的食物是什么？"),
     ),
     "colour": Phrasing(
-        answer="{s}最喜欢的颜色是{o}。",
+        answer="{s}最喜欢{o}。",
         statements=(
-            "{s}最喜欢{o}。",
+            "{s}最喜欢的颜色是{o}。",
             "{s}偏爱{o}这种颜色。",
             "{s}总是穿{o}的衣服。",
             "{s}把房子刷成了{o}。",
