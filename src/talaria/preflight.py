@@ -65,7 +65,10 @@ def check_texts(recipe: Recipe) -> None:
         _check_conversations(recipe, tokenizer)
         needed = _positions_of_exam(recipe, tokenizer)
     except UserError as error:
-        raise UserError(f"conversations or exam: {error}; or set tokenizer.kind=bpe") from None
+        is_character = recipe.tokenizer is not None and recipe.tokenizer.kind == "character"
+        raise UserError(
+            f"conversations or exam: {error}{'; or set tokenizer.kind=bpe' if is_character else ''}"
+        ) from None
     if needed > recipe.model.context:
         raise UsageError(
             f"model.context is {recipe.model.context}, but a question of the exam with its answer takes "

@@ -17,7 +17,7 @@ from talaria.world.people import LANGUAGES, RELATIONS, build_world
 from talaria.world.phrasing import ask, state
 from talaria.world.phrasings import PHRASINGS, exam_questions, written_questions
 from talaria.world.settings import WORLD_VERSION, WorldSettings
-from talaria.world.two_hop import split_two_hops
+from talaria.world.two_hop import CORES, HOPS, split_two_hops
 
 SIZES = (60, 61, 240, 600, 1500)
 FILES = ("pages.jsonl", "labels.jsonl", "conversations.jsonl", "exam.jsonl", "facts.jsonl", "world.json")
@@ -103,7 +103,7 @@ def test_every_relation_has_the_phrasings_that_the_specification_promises() -> N
 def test_exam_questions_differ_from_training_questions_by_more_than_one_word(lang: str) -> None:
     """Edit distance over words (characters in Chinese), the name counted as one."""
     for relation, phrasing in PHRASINGS[lang].items():
-        combined = NOUN_PHRASES[lang].all_around(phrasing.noun_phrase) if relation in ("birthplace", "kind") else ()
+        combined = NOUN_PHRASES[lang].all_around(phrasing.noun_phrase)
         _assert_far(exam_questions(relation, lang), [*written_questions(relation, lang), *combined], lang)
 
 
@@ -112,7 +112,15 @@ def test_exam_requests_and_sums_differ_from_those_of_training_by_more_than_one_w
     requests = [*conduct.FRAMES[lang], *REQUESTS[lang].all_around("{act}")]
     _assert_far(conduct.EXAM_FRAMES[lang], requests, lang)
     sums = [*arithmetic.STEP_QUESTIONS[lang], *arithmetic.combined_questions(lang), *arithmetic.DIRECT_QUESTIONS[lang]]
-    _assert_far(arithmetic.STEP_EXAM_QUESTIONS[lang], sums, lang)
+    _assert_far((*arithmetic.STEP_EXAM_QUESTIONS[lang], *arithmetic.DIRECT_EXAM_QUESTIONS[lang]), sums, lang)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_exam_questions_of_two_facts_differ_from_those_of_training_by_more_than_one_word(lang: str) -> None:
+    for hops, by_language in HOPS.items():
+        _, written, exam = by_language[lang]
+        combined = (q for core in CORES[hops][lang] for q in NOUN_PHRASES[lang].all_around(core))
+        _assert_far(exam, [*written, *combined], lang)
 
 
 def _assert_far(exam: Iterable[str], training: list[str], lang: str) -> None:

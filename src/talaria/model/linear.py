@@ -1,7 +1,7 @@
 """Linear layers: (..., in) in, (..., out) out, as `nn.Linear`, but faster where a CPU trains in fp32.
 
 torch multiplies dense fp32 matrices on a CPU with MKL. oneDNN, which comes with torch as well, is 15 to 25 % faster at
-these products where there are a few hundred rows or more, on AMD processors above all. torch.compile calls it through
+these products on the AMD processor at hand where there are a few hundred rows or more. torch.compile calls it through
 the operator used here; it has no public name and no derivative, hence the guards and the gradient written out.
 """
 
@@ -31,6 +31,7 @@ def onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and x.shape[-1] == weight.shape[-1] > 0
         and x.numel() >= MIN_ROWS * x.shape[-1]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and bool(torch.backends.mkldnn.enabled)
@@ -44,7 +45,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return product(x, weight, bias)
 
     @staticmethod
@@ -61,7 +62,7 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`; gradients of second order only where oneDNN does not serve."""
+    """`nn.Linear`; gradients of second order and `torch.func` transforms only where oneDNN does not serve."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and onednn_is_faster(x, self.weight):

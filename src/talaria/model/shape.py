@@ -177,16 +177,19 @@ class ModelShape(Settings):
         moments = {"adamw": 2 * n, "muon": 2 * n - self.n_layers * self._matrix_params_per_layer(), "sgd": 0}
         if optimizer not in moments:
             raise ValueError(f"optimizer {optimizer!r} is unknown; known: {', '.join(moments)}")
+        tokens = batch * window
+        per_token = self.activation_bytes(tokens, dtype) + 4 * 4 * tokens * self.vocab_size
+        return 4 * (2 * n + moments[optimizer]) + round(ALLOCATOR_OVERHEAD * per_token)
+
+    def activation_bytes(self, tokens: int, dtype: str = "float32") -> int:
+        """Predicted bytes that autograd keeps of `tokens` positions, logits excluded."""
         # Per token and layer: two residual sums and two normed inputs, qkv before and after RoPE, attention's output,
         # and the feed-forward's pre-activations, gate and product.
         feed_forward = (4 if self.feed_forward == "swiglu" else 2) * self.d_ff
         per_layer = 4 * self.d_model + 2 * self.d_qkv + self.d_attention + feed_forward
         if self.token_shift:
             per_layer += 4 * self.d_model
-        tokens = batch * window
-        activations = tokens * (self.n_layers * per_layer + 2 * self.d_model) * BYTES_PER_ELEMENT[dtype]
-        per_token = activations + 4 * 4 * tokens * self.vocab_size
-        return 4 * (2 * n + moments[optimizer]) + round(ALLOCATOR_OVERHEAD * per_token)
+        return tokens * (self.n_layers * per_layer + 2 * self.d_model) * BYTES_PER_ELEMENT[dtype]
 
 
 def default_d_ff(d_model: int, feed_forward: str) -> int:

@@ -49,9 +49,7 @@ def rows_each(model: Transformer, rows: int, context: int, micro_rows: int, core
     """
     rounds = -(-rows // micro_rows)
     if _is_small_on_cpu(model):
-        memory, vocab_size = model.shape.training_memory_bytes, model.shape.vocab_size
-        # The shape's estimate for a row, without its four tables of logits: the loss holds those a chunk at a time.
-        row_bytes = memory(1, context) - memory(0, context) - 4 * 4 * context * vocab_size
+        row_bytes = model.shape.activation_bytes(context)
         rounds = max(rounds, -(-rows // (cores * max(1, MAX_ACTIVATION_BYTES // row_bytes))))
     return -(-rows // (cores * rounds))
 

@@ -29,7 +29,7 @@ _PROBED_DEPTHS = (2, 4, 6)
 _TABLE_VOCABULARY = 8192
 _PROGRAM_BYTES = 350_000_000
 """Python and torch themselves, before the first tensor."""
-_TOKENS_PER_ENTITY = 2000
+_TOKENS_PER_ENTITY = 2400
 """What the world writes about one of its people, at the demo's vocabulary of 2,048."""
 _BYTES_PER_TOKEN = 3.5
 

@@ -1,7 +1,7 @@
 """The words around what a question asks: heads and tails that combine freely, in training text only.
 
 A small model that has met a question in twenty frames learns those frames; one that has met it between any head and any
-tail learns to look for what stands between them. No head, tail or whole frame is one of the exam's.
+tail learns to look for what stands between them. No whole question is near one of the exam's (tests/world).
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ HOPS: dict[tuple[str, str], dict[str, tuple[str, tuple[str, ...], tuple[str, ...
 }
 
 # What a combined question stands around.
-_CORES = {
+CORES = {
     ("birthplace", "country"): {
         "en": ("the country where {s} was born", "the country of birth of {s}", "which country {s} was born in"),
         "zh": ("{s}出生的国家", "{s}的故乡所在的国家", "{s}生在哪个国家"),
@@ -165,7 +165,7 @@ class TwoHop:
         if rng.random() < 0.5:
             return rng.choice(self.questions(lang, exam=False))
         wh = "哪里" if self.hops[1] == "birthplace" else "哪个"
-        return self._fill(NOUN_PHRASES[lang].draw(rng.choice(_CORES[self.hops][lang]), rng).replace("{wh}", wh), lang)
+        return self._fill(NOUN_PHRASES[lang].draw(rng.choice(CORES[self.hops][lang]), rng).replace("{wh}", wh), lang)
 
     def _fill(self, template: str, lang: str) -> str:
         terms: tuple[Term, Term, Term] = (self.first.subject.name, self.first.object, self.second.object)
