@@ -211,7 +211,7 @@ def test_empty_run_says_so(tmp_path: Path) -> None:
 
 def test_stages_are_told_in_the_order_they_ran(run: Path) -> None:
     _write(run / "conversations" / "manifest.json", "{}")
-    assert list(read_run(run).manifests)[-3:] == ["conversations", "sft", "eval"]
+    assert list(read_run(run).manifests)[-4:] == ["conversations", "pretrain", "sft", "eval"]
 
 
 def test_no_run_folder_is_a_user_error(tmp_path: Path) -> None:

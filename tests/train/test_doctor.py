@@ -56,8 +56,8 @@ def test_data_is_counted_if_there_are_shards_and_estimated_if_there_are_files(tm
     text.mkdir()
     (text / "a.txt").write_text("x" * 7000)
     assert estimate_data_tokens(run, None, [str(text)]) == 2000
-    assert estimate_data_tokens(run, 10, []) == 20_000
-    assert estimate_data_tokens(run, 10, [str(text)]) == 22_000
+    assert estimate_data_tokens(run, 10, []) == 24_000
+    assert estimate_data_tokens(run, 10, [str(text)]) == 26_000
     assert estimate_data_tokens(run, None, ["hf:someone/something"]) is None
     assert estimate_data_tokens(run, None, []) is None
     settings = TokenizerSettings(vocab_size=300)
