@@ -71,7 +71,7 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
     if recipe.sft is not None:
         yield _sft(SftStage(seed=seed, sft=recipe.sft), recipe, at)
     if recipe.eval is not None:
-        yield _eval(EvalStage(seed=seed, eval=recipe.eval), recipe, at)
+        yield _evaluation(EvalStage(seed=seed, eval=recipe.eval), recipe, at)
 
 
 def _world(settings: WorldSettings) -> Stage:
@@ -167,7 +167,7 @@ def _sft(settings: SftStage, recipe: Recipe, at: Path) -> Stage:
     return Stage("sft", settings, inputs, tuple(parents), work)
 
 
-def _eval(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
+def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
     from talaria.eval.evaluate import Candidate
 
     trained = [name for name in ("pretrain", "sft") if getattr(recipe, name) is not None]

@@ -129,10 +129,14 @@ def test_a_small_models_clipping_does_not_wait_for_a_second_core(monkeypatch: py
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", counted)
     model = random_model(SHAPE, seed=2)
-    optimizers = make_optimizers(model, OptimizerSettings(), 1e-3)
+    optimizers = make_optimizers(model, OptimizerSettings(name="muon"), 1e-3)
+    stepping: dict[str, list[int]] = {"adamw": [], "muon": []}
+    for name, optimizer in optimizers.items():
+        optimizer.register_step_pre_hook(lambda *_, name=name: stepping[name].append(torch.get_num_threads()))
     for rows in (2, 1):  # a single row leaves the cores to torch
         optimisation_step(
             model, optimizers, make_batch(rows), StepState(), micro_rows=2, rate_share=1.0, max_grad_norm=1.0
         )
         assert torch.get_num_threads() == 2
     assert seen == [1, 2]
+    assert stepping == {"adamw": [1, 2], "muon": [2, 2]}

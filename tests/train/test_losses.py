@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from talaria.train import losses
-from talaria.train.losses import linear_cross_entropy, token_cross_entropy
+from talaria.train.losses import linear_cross_entropy
 
 
 def case(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,11 +79,3 @@ def test_a_second_backward_is_refused_not_wrong() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-def test_masked_tokens_neither_count_nor_weigh() -> None:
-    logits_NV, targets_N = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
-    mask_N = torch.tensor([True, False, True, True, False, False])
-    total, count = token_cross_entropy(logits_NV, targets_N, mask_N)
-    assert count == 3
-    torch.testing.assert_close(total, F.cross_entropy(logits_NV[mask_N], targets_N[mask_N], reduction="sum"))

@@ -238,3 +238,20 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     loss = step(model, make_batch(), 8)
     assert ranks[0]["loss"] == pytest.approx(loss, rel=1e-6)
     assert (weights(model) - ranks[0]["weights"]).abs().max() < TOLERANCE
+
+
+def test_masked_tokens_neither_count_nor_weigh() -> None:
+    model, batch = make_model(), make_batch()
+    logits_NV, targets_N = model(batch.inputs_BT)[batch.loss_mask_BT], batch.targets_BT[batch.loss_mask_BT]
+    expected = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+    torch.testing.assert_close(summed_loss(model, batch, document_attention=False), expected)
+    result = optimisation_step(
+        model,
+        make_optimizers(model, OptimizerSettings(), RATE),
+        batch,
+        StepState(),
+        micro_rows=8,
+        rate_share=1.0,
+        max_grad_norm=1.0,
+    )
+    assert result.n_tokens == int(batch.loss_mask_BT.sum()) < batch.inputs_BT.numel()

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from talaria.model.linear import product
 
@@ -17,12 +16,6 @@ _CHUNK_LOGITS = 1 << 20
 """Logits held at a time: 4 MiB in fp32, which a CPU core's share of the cache holds between one pass and the next."""
 _MIN_CHUNK = 256
 """But at least so many tokens: every chunk reads the whole output table and adds to all of its gradient."""
-
-
-def token_cross_entropy(logits_NV: Tensor, targets_N: Tensor, loss_mask_N: Tensor) -> tuple[Tensor, int]:
-    """Sum of -log p(target) in nats over the tokens where the mask is true, and how many those are."""
-    losses_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-    return (losses_N * loss_mask_N).sum(), int(loss_mask_N.sum())
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:

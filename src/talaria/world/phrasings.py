@@ -6,7 +6,7 @@ import random
 from functools import cache
 
 from talaria.world import phrasings_en, phrasings_zh
-from talaria.world.framing import NOUN_PHRASES
+from talaria.world.framing import NOUN_PHRASES, capitalised
 from talaria.world.phrasing import Phrasing
 
 PHRASINGS: dict[str, dict[str, Phrasing]] = {"en": phrasings_en.PHRASINGS_EN, "zh": phrasings_zh.PHRASINGS_ZH}
@@ -37,8 +37,4 @@ def exam_questions(relation: str, lang: str) -> tuple[str, ...]:
 
 
 def _filled(frame: str, phrasing: Phrasing) -> str:
-    return _capital(frame.replace("{np}", phrasing.noun_phrase).replace("{wh}", phrasing.wh))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return capitalised(frame.replace("{np}", phrasing.noun_phrase).replace("{wh}", phrasing.wh))
