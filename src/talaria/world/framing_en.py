@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+_WHO = (
+    "my uncle ",
+    "the mayor ",
+    "a visitor ",
+    "our class ",
+    "when she ",
+    "if they ",
+    "because we ",
+    "before I ",
+    "on the radio a man ",
+    "last night he ",
+    "once a child ",
+    "while you ",
+)
+
 NOUN_PHRASE_HEADS = (
     "",
     "tell me ",
@@ -51,6 +66,24 @@ NOUN_PHRASE_HEADS = (
     "here is what is missing: ",
     "suppose I want ",
     "on the list stands ",
+    *(
+        first + second
+        for first in _WHO
+        for second in (
+            "asked about ",
+            "wanted ",
+            "read out ",
+            "looked for ",
+            "forgot ",
+            "had to name ",
+            "wrote about ",
+            "spoke of ",
+            "put in the book ",
+            "searched for ",
+            "called to ask for ",
+            "noted ",
+        )
+    ),
 )
 NOUN_PHRASE_TAILS = (
     ".",
@@ -87,6 +120,18 @@ NOUN_PHRASE_TAILS = (
     ". My pen is ready.",
     "; could you help?",
     "; what was it again?",
+    *(
+        first + second
+        for first in (", and ", ", so ", ", but ", "; well, ", ", then ")
+        for second in (
+            "tell me which one.",
+            "what would be correct?",
+            "how do I reply?",
+            "I should know it.",
+            "that was all.",
+            "please write it for me.",
+        )
+    ),
 )
 
 SUM_HEADS = (
@@ -120,6 +165,20 @@ SUM_HEADS = (
     "quickly, ",
     "it says here ",
     "try ",
+    *(
+        first + second
+        for first in _WHO
+        for second in (
+            "counted ",
+            "had to add ",
+            "wrote down ",
+            "asked for ",
+            "saw ",
+            "bought ",
+            "put together ",
+            "thought of ",
+        )
+    ),
 )
 SUM_TAILS = (
     ".",
@@ -142,6 +201,17 @@ SUM_TAILS = (
     ". Thank you.",
     "; I lost count.",
     ", with ones and tens.",
+    *(
+        first + second
+        for first in (", and ", ", so ", "; now ", ". Well, ")
+        for second in (
+            "what is that in all?",
+            "tell me how it goes.",
+            "write out the steps.",
+            "how many are there?",
+            "take your time.",
+        )
+    ),
 )
 
 REQUEST_HEADS = (
@@ -187,6 +257,40 @@ REQUEST_HEADS = (
     "I hope to ",
     "all of us want to ",
     "for the party I have to ",
+    *(
+        first + second
+        for first in (
+            "my aunt ",
+            "a neighbour of ours ",
+            "the team ",
+            "when she ",
+            "if you ",
+            "because they ",
+            "before we ",
+            "one day I ",
+            "in my dream he ",
+            "people who ",
+        )
+        for second in (
+            "wanted to ",
+            "had to ",
+            "tried to ",
+            "learned the right way to ",
+            "explained how to ",
+            "got ready to ",
+        )
+    ),
+    *(
+        first + second
+        for first in (
+            "describe to a child ",
+            "could you teach us ",
+            "say to my mother ",
+            "write for the others ",
+            "first of all ",
+        )
+        for second in ("the way to ", "how one can ", "what it takes to ")
+    ),
 )
 REQUEST_TAILS = (
     ".",
@@ -217,6 +321,17 @@ REQUEST_TAILS = (
     ", so that all goes well.",
     ". My friend asks too.",
     ", but how?",
+    *(
+        first + second
+        for first in (", and ", ", so ", "; well, ", ", but ")
+        for second in (
+            "please say something.",
+            "what comes next?",
+            "I could use advice.",
+            "how should it go?",
+            "give us a word.",
+        )
+    ),
 )
 
 LEAD_INS = (
