@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -21,10 +22,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+keys_app = typer.Typer(help="Keys of the served API: add, list, revoke.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys_app, name="keys")
+
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe: a TOML file.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="table.key=value, e.g. run.name=mine", metavar="KEY=VALUE")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/laptop.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Run this stage again even if its result is current.")]
+
+KeysFile = Annotated[Path, typer.Option("--keys", help="File with the hashes of keys.", metavar="FILE")]
+KeyName = Annotated[str, typer.Argument(help="Whom the key is for.", metavar="NAME")]
+DEFAULT_KEYS = Path("talaria-keys.json")
 
 
 @app.command()
@@ -138,15 +146,47 @@ def doctor(
 
 @app.command()
 def serve(
-    path: Annotated[Path, typer.Argument(help="A run, a checkpoint, a Hugging Face folder or a .gguf file.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Runs, model folders or .gguf files; NAME=PATH names one.", metavar="RUN ...")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    keys: Annotated[Path, typer.Option(help="File with the hashes of keys.")] = Path("talaria-keys.json"),
+    keys: KeysFile = DEFAULT_KEYS,
+    no_keys: Annotated[bool, typer.Option("--no-keys", help="Ask for no key; only with a local host.")] = False,
+    limits: Annotated[
+        list[str] | None, typer.Option("--set", help="A limit, e.g. requests_per_minute=60.", metavar="KEY=VALUE")
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked and answered.")] = False,
 ) -> None:
-    """Serve a model over an OpenAI-compatible API; asks for a key, listens on localhost."""
+    """Serve models over an OpenAI-compatible API; asks for a key, listens on localhost."""
     from talaria.pipeline import serve as start_server
 
-    start_server(path, host, port, keys)
+    given = [f"host={json.dumps(host)}", f"port={port}", f"log_prompts={json.dumps(log_prompts)}"]
+    start_server(models, None if no_keys else keys, [*given, *(limits or [])])
+
+
+@keys_app.command("add")
+def add_key(name: KeyName, keys: KeysFile = DEFAULT_KEYS) -> None:
+    """Make a key and print it; only its hash is kept."""
+    from talaria.pipeline import change_keys
+
+    change_keys(keys, add=name)
+
+
+@keys_app.command("list")
+def list_keys(keys: KeysFile = DEFAULT_KEYS) -> None:
+    """Names of the keys and when they were made."""
+    from talaria.pipeline import change_keys
+
+    change_keys(keys)
+
+
+@keys_app.command("revoke")
+def revoke_key(name: KeyName, keys: KeysFile = DEFAULT_KEYS) -> None:
+    """Make a key worthless, also on a running server."""
+    from talaria.pipeline import change_keys
+
+    change_keys(keys, revoke=name)
 
 
 def _run_until(stage: str | None, recipe: Path, overrides: list[str] | None, force: bool) -> None:

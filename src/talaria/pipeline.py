@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from talaria.config import Settings, to_toml
+from talaria.config import Settings, apply_overrides, resolve, to_toml
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError, UserError
 from talaria.eval.settings import EvalSettings
@@ -373,20 +372,25 @@ def chat(path: Path, system: str | None, temperature: float, top_p: float, max_t
     )
 
 
-def serve(path: Path, host: str, port: int, keys: Path) -> None:
-    """Serve a model; where there is no key file yet, make one with a first key and show that key once."""
-    from talaria.infer.load import load
-    from talaria.serve.app import serve as start_server
-    from talaria.serve.keys import load_key_hashes, make_key
+def serve(models: list[str], keys: Path | None, overrides: list[str]) -> None:
+    """Serve models, each a path or NAME=PATH, until SIGTERM or Ctrl-C. `keys` None asks nobody for a key."""
+    from talaria.serve.server import serve_models
     from talaria.serve.settings import ServeSettings
 
-    try:
-        socket.create_server((host, port), family=socket.getaddrinfo(host, port)[0][0]).close()
-    except OSError as error:
-        raise UserError(
-            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --host or --port"
-        ) from None
-    engine = load(path)
-    if not keys.exists():
-        console.print(f"your key, shown only now (its hash is kept in {keys}): [bold]{make_key(keys, 'first')}[/bold]")
-    start_server(engine, path.resolve().name, load_key_hashes(keys), ServeSettings(host=host, port=port))
+    serve_models(models, keys, resolve(ServeSettings, apply_overrides({}, overrides), "--set"))
+
+
+def change_keys(path: Path, add: str | None = None, revoke: str | None = None) -> None:
+    """Make a key (printed to stdout alone, so that a command can keep it) or make one worthless; without, list all."""
+    from talaria.serve.keys import make_key, read_keys, revoke_key
+
+    if add is not None:
+        key = make_key(path, add)
+        console.print(f"shown only now; {path} keeps its hash:")
+        print(key)
+    elif revoke is not None:
+        revoke_key(path, revoke)
+        console.print(f"{revoke} is revoked; a running server refuses it from now on")
+    else:
+        for known in read_keys(path):
+            print(f"{known.created_at}  {known.name}")
