@@ -15,6 +15,8 @@ DOCUMENT = "<|endoftext|>"  # before every document, and before a conversation
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END_OF_TURN = "<|end|>"
 SPECIAL_TOKENS = (DOCUMENT, *ROLES, END_OF_TURN)
+# What plain text writes where a conversation has a control token.
+CONTROL_WORDS = {"<|system|>": "\n", "<|user|>": "\nUser:", "<|assistant|>": "\nAssistant:", END_OF_TURN: "\n"}
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 # The text is first cut into pieces, and merges never cross a cut. In the manner of GPT-4's pattern, with these
