@@ -66,24 +66,6 @@ NOUN_PHRASE_HEADS = (
     "here is what is missing: ",
     "suppose I want ",
     "on the list stands ",
-    *(
-        first + second
-        for first in _WHO
-        for second in (
-            "asked about ",
-            "wanted ",
-            "read out ",
-            "looked for ",
-            "forgot ",
-            "had to name ",
-            "wrote about ",
-            "spoke of ",
-            "put in the book ",
-            "searched for ",
-            "called to ask for ",
-            "noted ",
-        )
-    ),
 )
 NOUN_PHRASE_TAILS = (
     ".",
@@ -120,18 +102,6 @@ NOUN_PHRASE_TAILS = (
     ". My pen is ready.",
     "; could you help?",
     "; what was it again?",
-    *(
-        first + second
-        for first in (", and ", ", so ", ", but ", "; well, ", ", then ")
-        for second in (
-            "tell me which one.",
-            "what would be correct?",
-            "how do I reply?",
-            "I should know it.",
-            "that was all.",
-            "please write it for me.",
-        )
-    ),
 )
 
 SUM_HEADS = (
@@ -257,40 +227,6 @@ REQUEST_HEADS = (
     "I hope to ",
     "all of us want to ",
     "for the party I have to ",
-    *(
-        first + second
-        for first in (
-            "my aunt ",
-            "a neighbour of ours ",
-            "the team ",
-            "when she ",
-            "if you ",
-            "because they ",
-            "before we ",
-            "one day I ",
-            "in my dream he ",
-            "people who ",
-        )
-        for second in (
-            "wanted to ",
-            "had to ",
-            "tried to ",
-            "learned the right way to ",
-            "explained how to ",
-            "got ready to ",
-        )
-    ),
-    *(
-        first + second
-        for first in (
-            "describe to a child ",
-            "could you teach us ",
-            "say to my mother ",
-            "write for the others ",
-            "first of all ",
-        )
-        for second in ("the way to ", "how one can ", "what it takes to ")
-    ),
 )
 REQUEST_TAILS = (
     ".",
@@ -321,17 +257,6 @@ REQUEST_TAILS = (
     ", so that all goes well.",
     ". My friend asks too.",
     ", but how?",
-    *(
-        first + second
-        for first in (", and ", ", so ", "; well, ", ", but ")
-        for second in (
-            "please say something.",
-            "what comes next?",
-            "I could use advice.",
-            "how should it go?",
-            "give us a word.",
-        )
-    ),
 )
 
 LEAD_INS = (

@@ -19,8 +19,8 @@ from talaria.world.two_hop import split_two_hops
 
 BIOGRAPHIES = 4  # tellings of every fact on pages about its subject
 NOTES = 4  # tellings of every fact on pages of mixed facts
-QUESTIONS = 4  # times each fact that may be asked is asked on a page
-SUMS = 1000  # worked sums a language
+QUESTIONS = 5  # times each fact that may be asked is asked on a page
+SUMS = 1200  # worked sums a language
 PROGRAMS = 120
 LINES_A_PAGE = 6
 
@@ -98,12 +98,12 @@ def _turns(world: World, settings: WorldSettings, lang: str, rng: random.Random)
     """Questions with answers for pages: facts, two hops, sums, people who do not exist, requests, small talk."""
     turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS)]
     for pair in split_two_hops(world, settings)[0]:
-        turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(4)]
+        turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(3)]
     turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS, rng)]
-    turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_training]
+    turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_training for _ in range(2)]
     for harmful in (True, False):
         for act in conduct.training_acts(settings, lang, harmful):
-            turns += [request_turn(act, lang, rng) for _ in range(3)]
+            turns += [request_turn(act, lang, rng) for _ in range(5)]
     turns += [program_turn(lang, rng) for _ in range(PROGRAMS)]
     turns += [conduct.small_talk(rng, lang) for _ in range(40)]
     rng.shuffle(turns)

@@ -139,7 +139,7 @@ def build_world(settings: WorldSettings) -> World:
                 facts[subject.name.en, relation] = Fact(subject, relation, value, index not in unasked)
     entities = [*people, *towns, *works, *events]
     # Drawn last, so that all above stays as it was.
-    almost = [_almost(surname, people, rng) for surname in namer.take(SURNAME_ENDS, n_people * 4)]
+    almost = [_almost(surname, people, rng) for surname in namer.take(SURNAME_ENDS, n_people * 2)]
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
     return World(
