@@ -132,7 +132,8 @@ def name_control_tokens(model: Transformer, tokenizer: Tokenizer) -> None:
         row = tokenizer.token_to_id(token)
         if row is None:
             continue
-        ids = tokenizer.encode(words)
+        known = tokenizer.token_to_id(words)
+        ids = tokenizer.encode(words) if known is None else [known]
         for table in {model.embed.weight, model.head_weight()}:
             table[row] = table[ids].mean(dim=0)
 
