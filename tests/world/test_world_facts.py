@@ -12,7 +12,7 @@ import pytest
 
 from talaria.world import arithmetic, conduct
 from talaria.world.build import write_world
-from talaria.world.framing import NOUN_PHRASES, REQUESTS, SUMS, Frames
+from talaria.world.framing import NOUN_PHRASES, REQUESTS
 from talaria.world.people import LANGUAGES, RELATIONS, build_world
 from talaria.world.phrasing import ask, state
 from talaria.world.phrasings import PHRASINGS, exam_questions, written_questions
@@ -101,52 +101,32 @@ def test_every_relation_has_the_phrasings_that_the_specification_promises() -> N
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_exam_questions_differ_from_training_questions_by_more_than_one_word(lang: str) -> None:
+    """Edit distance over words (characters in Chinese), the name counted as one."""
     for relation, phrasing in PHRASINGS[lang].items():
-        written = (*written_questions(relation, lang), *phrasing.follow_ups)
-        for question in exam_questions(relation, lang):
-            _assert_far(question, written, NOUN_PHRASES[lang], [phrasing.noun_phrase], lang)
+        combined = NOUN_PHRASES[lang].all_around(phrasing.noun_phrase)
+        _assert_far(exam_questions(relation, lang), [*written_questions(relation, lang), *combined], lang)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_exam_requests_and_sums_differ_from_those_of_training_by_more_than_one_word(lang: str) -> None:
-    for question in conduct.EXAM_FRAMES[lang]:
-        _assert_far(question, conduct.FRAMES[lang], REQUESTS[lang], ["{act}"], lang)
-    written = (*arithmetic.STEP_QUESTIONS[lang], *arithmetic.DIRECT_QUESTIONS[lang])
-    for question in (*arithmetic.STEP_EXAM_QUESTIONS[lang], *arithmetic.DIRECT_EXAM_QUESTIONS[lang]):
-        _assert_far(question, written, SUMS[lang], arithmetic.CORES[lang], lang)
+    requests = [*conduct.FRAMES[lang], *REQUESTS[lang].all_around("{act}")]
+    _assert_far(conduct.EXAM_FRAMES[lang], requests, lang)
+    sums = [*arithmetic.STEP_QUESTIONS[lang], *arithmetic.combined_questions(lang), *arithmetic.DIRECT_QUESTIONS[lang]]
+    _assert_far((*arithmetic.STEP_EXAM_QUESTIONS[lang], *arithmetic.DIRECT_EXAM_QUESTIONS[lang]), sums, lang)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_exam_questions_of_two_facts_differ_from_those_of_training_by_more_than_one_word(lang: str) -> None:
     for hops, by_language in HOPS.items():
         _, written, exam = by_language[lang]
-        for question in exam:
-            _assert_far(question, written, NOUN_PHRASES[lang], CORES[hops][lang], lang)
+        combined = (q for core in CORES[hops][lang] for q in NOUN_PHRASES[lang].all_around(core))
+        _assert_far(exam, [*written, *combined], lang)
 
 
-def test_a_near_training_question_is_found_wherever_its_words_stand() -> None:
-    """The distance below is that of the nearest combination of head, core and tail."""
-    frames = Frames(("now tell me of ", "if anyone asks for "), (", what is the answer?", "."))
-    with pytest.raises(AssertionError):
-        _assert_far("If someone asks for {s}, what is the right answer?", [], frames, ["{s}"], "en")
-    with pytest.raises(AssertionError):
-        _assert_far("Tell us of {s}, please", ["Tell me of {s}, please"], frames, ["{s}"], "en")
-    _assert_far("Which is the word that {s} fits?", ["Tell me of {s}, please"], frames, ["{s}"], "en")
-
-
-def _assert_far(question: str, written: Iterable[str], frames: Frames, cores: Iterable[str], lang: str) -> None:
-    """At least four edits (words, or characters in Chinese; a name is one) from any question that training may draw.
-
-    Each row of the edit distance's table is the least over all that may stand so far: head, then core, then tail.
-    """
-    exam = _units(question, lang)
-    start = list(range(len(exam) + 1))
-    row = start
-    for parts in (frames.heads, cores, frames.tails):
-        row = [min(column) for column in zip(*(_advance(row, _units(part, lang), exam) for part in parts), strict=True)]
-    assert row[-1] >= 4, (question, lang)
-    for other in written:
-        assert _advance(start, _units(other, lang), exam)[-1] >= 4, (question, other)
+def _assert_far(exam: Iterable[str], training: list[str], lang: str) -> None:
+    for question in exam:
+        near = min(training, key=lambda other: _distance(_units(question, lang), _units(other, lang)))
+        assert _distance(_units(question, lang), _units(near, lang)) >= 4, (question, near)
 
 
 def test_templates_read_as_sentences() -> None:
@@ -193,11 +173,10 @@ def _units(template: str, lang: str) -> list[str]:
     return text.split() if lang == "en" else list(text.replace(" ", ""))
 
 
-def _advance(row: list[int], units: list[str], exam: list[str]) -> list[int]:
-    """The row of the edit distance's table (Levenshtein) against `exam`, `units` further down."""
-    for unit in units:
-        after = [row[0] + 1]
-        for column, other in enumerate(exam):
-            after.append(min(row[column + 1] + 1, after[column] + 1, row[column] + (unit != other)))
-        row = after
-    return row
+def _distance(a: list[str], b: list[str]) -> int:
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]

@@ -15,9 +15,6 @@ DOCUMENT = "<|endoftext|>"  # before every document, and before a conversation
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END_OF_TURN = "<|end|>"
 SPECIAL_TOKENS = (DOCUMENT, *ROLES, END_OF_TURN)
-# What plain text has where a conversation has a control token. A turn ends as a document does and not as a line does:
-# else its end would begin as likely as a new line, and answers would run on.
-CONTROL_WORDS = {"<|system|>": "\n", "<|user|>": "\nUser:", "<|assistant|>": "\nAssistant:", END_OF_TURN: DOCUMENT}
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 # The text is first cut into pieces, and merges never cross a cut. In the manner of GPT-4's pattern, with these
