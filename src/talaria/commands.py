@@ -22,7 +22,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be
 def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
     """Write a recipe for the texts below `folder`, sized so that a whole run takes about `minutes` here."""
     from talaria.corpus.files import find_files
-    from talaria.train.sizing import plan_own_text
+    from talaria.train.sizing import OPTIMIZER, plan_own_text
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give a folder that holds your text files")
@@ -36,6 +36,9 @@ def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
     console.print(f"looking at {folder} and timing this machine ...")
     plan = plan_own_text(folder, minutes)
     paths = json.dumps(str(folder.resolve()), ensure_ascii=False)
+    optimizer = ", ".join(
+        f"{name} = {json.dumps(value)}" for name, value in OPTIMIZER.model_dump(exclude_unset=True).items()
+    )
     atomic_write(
         output,
         f"""\
@@ -56,7 +59,8 @@ context = {plan.context}
 [pretrain]
 tokens = {plan.tokens}
 batch_tokens = {plan.batch_tokens}
-validate_every_steps = 100
+validate_every_steps = 500
+optimizer = {{ {optimizer} }}
 
 # Conversations made from your own text teach the model to take turns: it continues what you begin.
 [conversations]

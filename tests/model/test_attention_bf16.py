@@ -23,17 +23,19 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.detach().double() - b.detach()).norm() / b.detach().norm())
 
 
+@pytest.mark.parametrize("n_keys", [3, 1])
 @pytest.mark.parametrize("strided", [True, False])
 @pytest.mark.parametrize("documents", [True, False])
-def test_answer_and_gradients_are_those_of_double_precision(documents: bool, strided: bool) -> None:
+def test_answer_and_gradients_are_those_of_double_precision(documents: bool, strided: bool, n_keys: int) -> None:
     """A bf16 number has 8 bits: an error of 2^-9 on average in each of a few roundings."""
     T = 24
     *inputs, g = case(T, strided)
     mask = None
     if documents:
         mask = document_positions_and_mask(torch.tensor([[0] * 5 + [1] * 19, [0] * 23 + [1]]))[1]
+    inputs[1:] = [x[:, :n_keys] for x in inputs[1:]]
     exact_inputs = [x.detach().requires_grad_() for x in inputs]
-    exact = F.scaled_dot_product_attention(*exact_inputs, attn_mask=mask, is_causal=mask is None)
+    exact = F.scaled_dot_product_attention(*exact_inputs, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     exact_gradients = torch.autograd.grad(exact, exact_inputs, g)
     low_inputs = [x.detach().float().requires_grad_() for x in inputs]
     low = bf16_attention(low_inputs[0], low_inputs[1], low_inputs[2], mask)

@@ -3,7 +3,7 @@
 torch's fused kernel reaches on a CPU a third of what the processor's bf16 products do, and less in its backward. Over a
 few hundred positions the scores of all pairs fit in the cache, so plain products win.
 
-Shapes: B rows, H heads, T positions, E head width; N = B H.
+Shapes: B rows, H query heads, K key-value heads, T positions, E head width; N = B H.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def bf16_products_are_faster(queries: Tensor, keys: Tensor) -> bool:
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and torch.is_grad_enabled()
-        and queries.shape == keys.shape
+        and queries.shape[2] == keys.shape[2]
         and queries.shape[2] <= MAX_POSITIONS
         and not torch.compiler.is_compiling()
     )
 
 
-def bf16_attention(queries_BHTE: Tensor, keys_BHTE: Tensor, values_BHTE: Tensor, mask: Tensor | None) -> Tensor:
+def bf16_attention(queries_BHTE: Tensor, keys_BKTE: Tensor, values_BKTE: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(Q K^T / sqrt(E)) V over the keys a query may see (Vaswani et al. 2017, eq. 1), bf16 (B, H, T, E).
 
     Products, scores and probabilities are bf16, the sums inside them fp32. `mask`: bool, broadcastable to (B, 1, T, T),
@@ -41,6 +41,8 @@ def bf16_attention(queries_BHTE: Tensor, keys_BHTE: Tensor, values_BHTE: Tensor,
         T = queries_BHTE.shape[2]
         mask = torch.ones(T, T, dtype=torch.bool, device=queries_BHTE.device).tril()
     bias = torch.zeros(mask.shape, dtype=torch.bfloat16, device=mask.device).masked_fill_(~mask, -torch.inf)
+    group = queries_BHTE.shape[1] // keys_BKTE.shape[1]
+    keys_BHTE, values_BHTE = (x.repeat_interleave(group, dim=1) for x in (keys_BKTE, values_BKTE))
     y: Tensor = _BF16Attention.apply(queries_BHTE, keys_BHTE, values_BHTE, bias)  # type: ignore[no-untyped-call]
     return y
 

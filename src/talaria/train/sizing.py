@@ -38,6 +38,8 @@ _MAX_EPOCHS = 4.0
 """Up to four passes over the same text are worth almost as much as new text (Muennighoff et al. 2023)."""
 _TOKENS_PER_PARAMETER = 5.0
 """Fewest training tokens a parameter for a depth to be chosen: a quarter of Chinchilla's, as time is what is short."""
+OPTIMIZER = OptimizerSettings(name="muon", learning_rate=1e-2, newton_schulz_steps=3, final_rate=0.0)
+"""What the demo trains with, at half its rate, since one's own text may want a larger model."""
 _START_SECONDS = 8.0
 """Importing libraries and writing the report."""
 
@@ -99,7 +101,7 @@ def probe(
     return statistics.median(seconds[1:])
 
 
-def plan_own_text(folder: Path, minutes: float, context: int = 256, batch_tokens: int = 4096) -> OwnTextPlan:
+def plan_own_text(folder: Path, minutes: float, context: int = 256, batch_tokens: int = 2048) -> OwnTextPlan:
     """Choose vocabulary, depth and tokens for the texts below `folder`, so that a whole run takes about `minutes`."""
     vocab_size = 4096
     with tempfile.TemporaryDirectory() as scratch:
@@ -119,7 +121,7 @@ def plan_own_text(folder: Path, minutes: float, context: int = 256, batch_tokens
     best: tuple[ModelShape, int, int, float] | None = None
     for depth in DEPTHS:
         shape = shape_from_depth(depth, vocab_size, context)
-        step_seconds = probe(shape, rows, context, rows)
+        step_seconds = probe(shape, rows, context, rows, OPTIMIZER)
         steps = int(min(0.9 * budget / step_seconds, _MAX_EPOCHS * data_tokens / (rows * context)))
         if best is not None and steps * rows * context < _TOKENS_PER_PARAMETER * shape.n_params():
             break
