@@ -8,6 +8,7 @@ import torch
 from talaria.errors import UsageError, UserError
 from talaria.infer.contract import row_seed
 from talaria.infer.engine import Engine
+from talaria.infer.kv_cache import KVCache
 
 from .conftest import GPT2, LLAMA, ByteTokenizer, tiny_model
 
@@ -79,7 +80,8 @@ def test_rows_that_leave_early_do_not_disturb_the_others(model):
 def test_small_batches_and_small_caches_give_the_same_answers(model):
     wide = Engine(model, ByteTokenizer()).generate(PROMPTS, max_tokens=20, temperature=0)
     narrow = Engine(model, ByteTokenizer(), max_batch_size=3).generate(PROMPTS, max_tokens=20, temperature=0)
-    tight = Engine(model, ByteTokenizer(), cache_bytes=1).generate(PROMPTS, max_tokens=20, temperature=0)
+    two_rows = 8 * KVCache.bytes_per_block(model.shape, torch.float32)
+    tight = Engine(model, ByteTokenizer(), cache_bytes=two_rows).generate(PROMPTS, max_tokens=20, temperature=0)
     assert [c.token_ids for c in wide] == [c.token_ids for c in narrow] == [c.token_ids for c in tight]
 
 
