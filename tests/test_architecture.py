@@ -29,8 +29,9 @@ def allowed(place: str) -> set[str]:
         "world": {"config", "errors", "run", "world"},
         "scaling": {"config", "errors", "run", "scaling", "model"},
         "knowledge": SHARED | set(ROOMS[: ROOMS.index("train") + 1]) | {"knowledge"},
-        "pipeline": SHARED | set(ROOMS) | {"preflight", "recipe", "verify", "scaling", "knowledge"},
-        "cli": {"errors", "pipeline"},
+        "pipeline": SHARED | set(ROOMS) | {"preflight", "recipe", "scaling", "knowledge"},
+        "commands": SHARED | set(ROOMS) | {"recipe", "verify", "scaling", "knowledge"},
+        "cli": {"commands", "errors", "pipeline"},
         "__main__": {"cli"},
         "__init__": {"infer"},
     }[place]

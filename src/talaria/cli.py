@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -21,10 +22,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+keys_app = typer.Typer(help="Keys of the served API: add, list, revoke.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys_app, name="keys")
+
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe: a TOML file.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="table.key=value, e.g. run.name=mine", metavar="KEY=VALUE")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/laptop.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Run this stage again even if its result is current.")]
+
+KeysFile = Annotated[Path, typer.Option("--keys", help="File with the hashes of keys.", metavar="FILE")]
+KeyName = Annotated[str, typer.Argument(help="Whom the key is for.", metavar="NAME")]
+DEFAULT_KEYS = Path("talaria-keys.json")
 
 
 @app.command()
@@ -34,7 +42,7 @@ def init(
     minutes: Annotated[float, typer.Option(help="Time the whole run may take on this machine.")] = 15.0,
 ) -> None:
     """Write a recipe for a folder of your own text, sized for this machine and a time."""
-    from talaria.pipeline import init_recipe
+    from talaria.commands import init_recipe
 
     init_recipe(folder, output, minutes)
 
@@ -85,7 +93,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
 ) -> None:
     """Talk to a model in the terminal."""
-    from talaria.pipeline import chat as start_chat
+    from talaria.commands import chat as start_chat
 
     start_chat(path, system=system, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
 
@@ -96,15 +104,29 @@ def import_(
     target: Annotated[Path, typer.Argument(help="The folder to write.", metavar="FOLDER")],
 ) -> None:
     """Turn a pretrained model into a model folder that every command takes."""
-    from talaria.pipeline import import_model
+    from talaria.commands import import_model
 
     import_model(source, target)
 
 
 @app.command()
+def quantize(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, a Hugging Face folder or a .gguf file.")],
+    to: Annotated[str, typer.Option(help="int4 or int8.")] = "int4",
+    text: Annotated[Path | None, typer.Option(help="Held-out text; else the run's own is taken.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens of it to score.")] = 16384,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the small model to.")] = None,
+) -> None:
+    """What weights of 8 or 4 bits save and cost: bytes, held-out loss and agreement before and after."""
+    from talaria.commands import quantize_model
+
+    quantize_model(path, to, text, tokens, output)
+
+
+@app.command()
 def compare(first: RunArgument, second: RunArgument) -> None:
     """Two runs side by side: settings that differ, losses, results and whether they differ beyond noise."""
-    from talaria.pipeline import compare_runs
+    from talaria.commands import compare_runs
 
     compare_runs(first, second)
 
@@ -112,7 +134,7 @@ def compare(first: RunArgument, second: RunArgument) -> None:
 @app.command()
 def config(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Print a recipe with every default filled in; starts nothing."""
-    from talaria.pipeline import print_recipe
+    from talaria.commands import print_recipe
 
     print_recipe(recipe, overrides or [])
 
@@ -120,7 +142,7 @@ def config(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 @app.command()
 def verify(run_folder: RunArgument) -> None:
     """Re-hash the chain from raw text to weights and results."""
-    from talaria.pipeline import verify_run
+    from talaria.commands import verify_run
 
     verify_run(run_folder)
 
@@ -131,22 +153,54 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """What this machine can train: predicted memory, disk and time."""
-    from talaria.pipeline import print_doctor
+    from talaria.commands import print_doctor
 
     print_doctor(recipe, overrides or [])
 
 
 @app.command()
 def serve(
-    path: Annotated[Path, typer.Argument(help="A run, a checkpoint, a Hugging Face folder or a .gguf file.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Runs, model folders or .gguf files; NAME=PATH names one.", metavar="RUN ...")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    keys: Annotated[Path, typer.Option(help="File with the hashes of keys.")] = Path("talaria-keys.json"),
+    keys: KeysFile = DEFAULT_KEYS,
+    no_keys: Annotated[bool, typer.Option("--no-keys", help="Ask for no key; only with a local host.")] = False,
+    limits: Annotated[
+        list[str] | None, typer.Option("--set", help="A limit, e.g. requests_per_minute=60.", metavar="KEY=VALUE")
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked and answered.")] = False,
 ) -> None:
-    """Serve a model over an OpenAI-compatible API; asks for a key, listens on localhost."""
-    from talaria.pipeline import serve as start_server
+    """Serve models over an OpenAI-compatible API; asks for a key, listens on localhost."""
+    from talaria.commands import serve as start_server
 
-    start_server(path, host, port, keys)
+    given = [f"host={json.dumps(host)}", f"port={port}", f"log_prompts={json.dumps(log_prompts)}"]
+    start_server(models, None if no_keys else keys, [*given, *(limits or [])])
+
+
+@keys_app.command("add")
+def add_key(name: KeyName, keys: KeysFile = DEFAULT_KEYS) -> None:
+    """Make a key and print it; only its hash is kept."""
+    from talaria.commands import change_keys
+
+    change_keys(keys, add=name)
+
+
+@keys_app.command("list")
+def list_keys(keys: KeysFile = DEFAULT_KEYS) -> None:
+    """Names of the keys and when they were made."""
+    from talaria.commands import change_keys
+
+    change_keys(keys)
+
+
+@keys_app.command("revoke")
+def revoke_key(name: KeyName, keys: KeysFile = DEFAULT_KEYS) -> None:
+    """Make a key worthless, also on a running server."""
+    from talaria.commands import change_keys
+
+    change_keys(keys, revoke=name)
 
 
 def _run_until(stage: str | None, recipe: Path, overrides: list[str] | None, force: bool) -> None:

@@ -1,33 +1,28 @@
-"""The stages of a run in order, and what the command line does with a run. Rooms are imported where they are used, so
+"""The stages of a run in order, and how a recipe runs them. Rooms are imported where they are used, so
 that printing a recipe needs no torch."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import socket
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from talaria.config import Settings, to_toml
+from talaria.config import Settings
 from talaria.corpus.settings import CorpusSettings
-from talaria.errors import UsageError, UserError
+from talaria.errors import UsageError
 from talaria.eval.settings import EvalSettings
 from talaria.feedback.settings import ConversationSettings
 from talaria.model.settings import ModelSettings
 from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Revision, Stage, atomic_write, finished_stages, is_finished, lock, run_stage
+from talaria.run import Revision, Stage, is_finished, lock, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import PretrainSettings, SftSettings
-from talaria.verify import unchecked, verify
 from talaria.world.settings import WorldSettings
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
@@ -240,153 +235,3 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
     console.print(f"report: {report}")
     if is_finished(at / "sft") or is_finished(at / "pretrain"):
         console.print(f"talk to it: talaria chat {at}")
-
-
-def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
-    """Write a recipe for the texts below `folder`, sized so that a whole run takes about `minutes` here."""
-    from talaria.corpus.files import find_files
-    from talaria.train.sizing import plan_own_text
-
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give a folder that holds your text files")
-    if not 0 < minutes < math.inf:
-        raise UsageError(f"--minutes {minutes}: give a number above 0, e.g. --minutes 15")
-    output = output or Path(f"{folder.resolve().name}.toml")
-    if output.exists():
-        raise UserError(f"{output}: exists already; name another with --output, or delete it")
-    for reason, count in Counter(find_files([str(folder)])[1].values()).items():
-        console.print(f"left out ({count}): {reason}")
-    console.print(f"looking at {folder} and timing this machine ...")
-    plan = plan_own_text(folder, minutes)
-    paths = json.dumps(str(folder.resolve()), ensure_ascii=False)
-    atomic_write(
-        output,
-        f"""\
-# Made by `talaria init {folder}`.
-# {plan.params:,} parameters, {plan.tokens:,} training tokens ({plan.epochs:.1f} epochs).
-# Predicted on this machine: {plan.seconds / 60:.1f} minutes.
-
-[corpus]
-paths = [{paths}]
-
-[tokenizer]
-vocab_size = {plan.vocab_size}
-
-[model]
-depth = {plan.depth}
-context = {plan.context}
-
-[pretrain]
-tokens = {plan.tokens}
-batch_tokens = {plan.batch_tokens}
-validate_every_steps = 100
-
-# Conversations made from your own text teach the model to take turns: it continues what you begin.
-[conversations]
-continuations = {plan.continuations}
-
-[sft]
-epochs = 1
-batch_tokens = {plan.batch_tokens}
-replay_share = 0.25
-optimizer = {{ learning_rate = 5e-4, weight_decay = 0.0 }}
-
-[eval]
-""",
-    )
-    console.print(f"{output}: {plan.params:,} parameters, predicted {plan.seconds / 60:.1f} minutes")
-    console.print(f"next: talaria run {output}")
-
-
-def print_doctor(path: Path | None, overrides: list[str]) -> None:
-    """Print what this machine is, and what it can train: of a recipe, or a table over depths."""
-    from talaria.train.doctor import estimate_data_tokens, examine
-
-    if path is None:
-        Console().print(examine())
-        return
-    recipe = read_recipe(path, overrides)
-    entities = recipe.world.entities if recipe.world else None
-    data_tokens = estimate_data_tokens(run_path(recipe), entities, recipe.corpus.paths if recipe.corpus else [])
-    Console().print(examine(recipe.model, recipe.pretrain, recipe.tokenizer, recipe.sft, data_tokens))
-
-
-def print_recipe(path: Path, overrides: list[str]) -> None:
-    """Print the resolved recipe to standard output, as TOML."""
-    print(to_toml(read_recipe(path, overrides)), end="")
-
-
-def verify_run(run_folder: Path) -> None:
-    """Re-hash a run; UserError if anything changed."""
-    problems = verify(run_folder)
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise UserError(
-            f"{run_folder}: {len(problems)} problem(s); put back what changed, or delete the stages named above "
-            "and run again"
-        )
-    names = ", ".join(folder.name for folder in finished_stages(run_folder))
-    print(f"{run_folder}: every hash holds, from raw text to results ({names})")
-    for name in unchecked(run_folder):
-        print(f"not checked, since it is not on this machine: {name}")
-
-
-def compare_runs(first: Path, second: Path) -> None:
-    """Print two runs side by side."""
-    from talaria.report.compare import compare_runs as compare
-
-    for run_folder in (first, second):
-        finished_stages(run_folder)  # refuses a folder that is no run
-    Console().print(compare(first, second))
-
-
-def import_model(source: Path, target: Path) -> None:
-    """Read a Hugging Face folder or .gguf file and write it as a model folder."""
-    from talaria.model.checkpoint import load_model, save_model
-    from talaria.run import atomic_folder
-
-    if target.exists():
-        raise UserError(f"{target}: exists already; choose another folder or delete it")
-    model, tokenizer = load_model(source)
-    with atomic_folder(target) as folder:
-        save_model(model, tokenizer, folder)
-    console.print(f"{target}: {model.shape.n_params():,} parameters; talk to it: talaria chat {target}")
-
-
-def chat(path: Path, system: str | None, temperature: float, top_p: float, max_tokens: int, seed: int | None) -> None:
-    """Talk to a model in the terminal."""
-    from talaria.infer.load import load
-    from talaria.infer.terminal import Continuation, run_terminal_chat
-
-    engine = load(path)
-    chats = engine.tokenizer.chat_template is not None
-    if not chats:
-        console.print("this model has no chat template: it goes on from what you type")
-    run_terminal_chat(
-        engine if chats else Continuation(engine),
-        system=system,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
-
-
-def serve(path: Path, host: str, port: int, keys: Path) -> None:
-    """Serve a model; where there is no key file yet, make one with a first key and show that key once."""
-    from talaria.infer.load import load
-    from talaria.serve.app import serve as start_server
-    from talaria.serve.keys import load_key_hashes, make_key
-    from talaria.serve.settings import ServeSettings
-
-    try:
-        socket.create_server((host, port), family=socket.getaddrinfo(host, port)[0][0]).close()
-    except OSError as error:
-        raise UserError(
-            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --host or --port"
-        ) from None
-    engine = load(path)
-    if not keys.exists():
-        console.print(f"your key, shown only now (its hash is kept in {keys}): [bold]{make_key(keys, 'first')}[/bold]")
-    start_server(engine, path.resolve().name, load_key_hashes(keys), ServeSettings(host=host, port=port))

@@ -65,8 +65,8 @@ def test_what_holds_no_finished_model_says_what_to_do(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match="not a model"):
         find_model(tmp_path / "notes.txt")
-    with pytest.raises(UserError, match="quantized loading is not available"):
-        load(tmp_path, quantize="int8")
+    with pytest.raises(UserError, match="int8 or int4"):
+        load(tmp_path, quantize="8bit")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

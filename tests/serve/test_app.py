@@ -1,196 +1,284 @@
-"""The server: keys, OpenAI's shapes, errors, and clients that go away."""
+"""The routes: OpenAI's shapes, the engine's own answers, refusals by name, several models."""
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import json
-import stat
+import random
+import struct
+from typing import Any
 
-import httpx
 import pytest
-from random_weights import random_model
+import torch
+from fastapi.routing import APIRoute
 
-from talaria.errors import UserError
-from talaria.infer.engine import Engine
-from talaria.model.shape import ModelShape
-from talaria.serve.app import create_app
-from talaria.serve.keys import hash_key, is_known, load_key_hashes, make_key
-from talaria.tokens.settings import TokenizerSettings
-from talaria.tokens.tokenizer import Tokenizer
+from serve.tiny_server import BODIES, CHAT, EMBED, TEXT, Server, events_of, tiny_engine
+from talaria.infer.contract import row_seed
+from talaria.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 
-KEY = "tal-test"
-BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello 你好"}], "max_tokens": 12, "seed": 3}
+MESSAGES = BODIES[CHAT]["messages"]
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    tokenizer = Tokenizer.train(["hello world, 你好世界 " * 20], TokenizerSettings(vocab_size=300))
-    shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, context=64)
-    return Engine(random_model(shape), tokenizer)
+# ------------------------------------------------------------------------------------------ shapes
 
 
-def call(engine: Engine, method: str, path: str, key: str | None = KEY, **options) -> httpx.Response:
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_app(engine, "tiny", [hash_key("other"), hash_key(KEY)]))
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(send())
-
-
-def chat(engine: Engine, key: str | None = KEY, **changes) -> httpx.Response:
-    return call(engine, "POST", "/v1/chat/completions", key, json=BODY | changes)
-
-
-def test_an_answer_is_the_engines_own(engine):
-    response = chat(engine)
-    expected = engine.chat(BODY["messages"], max_tokens=12, seed=3)
-    [choice] = response.json()["choices"]
-    assert choice["message"] == {"role": "assistant", "content": expected.text}
-    assert choice["finish_reason"] == expected.finish_reason
-    assert response.json()["usage"] == {
+def test_an_answer_is_the_engines_own(server, engine):
+    body = server.post(CHAT).json()
+    expected = engine.chat(MESSAGES, max_tokens=12, seed=3)
+    assert body["object"] == "chat.completion" and body["model"] == "tiny" and body["id"].startswith("chatcmpl-")
+    [choice] = body["choices"]
+    assert choice == {
+        "index": 0,
+        "message": {"role": "assistant", "content": expected.text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": expected.finish_reason,
+    }
+    assert body["usage"] == {
         "prompt_tokens": expected.prompt_tokens,
         "completion_tokens": len(expected.token_ids),
         "total_tokens": expected.prompt_tokens + len(expected.token_ids),
     }
 
 
-def test_a_stream_tells_the_same_answer(engine):
-    response = chat(engine, stream=True, stream_options={"include_usage": True})
+def test_a_stream_tells_the_same_answer(server):
+    response = server.post(CHAT, stream=True, stream_options={"include_usage": True})
     assert response.headers["content-type"].startswith("text/event-stream")
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    events = [json.loads(line) for line in lines[:-1]]
-    text = "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1])
-    whole = chat(engine).json()
-    assert text == whole["choices"][0]["message"]["content"]
-    assert events[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
-    assert events[-1]["usage"] == whole["usage"]
-    assert len({event["id"] for event in events}) == 1
+    *events, last = events_of(response.text)
+    whole = server.post(CHAT).json()
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert (
+        "".join(e["choices"][0]["delta"].get("content", "") for e in events)
+        == whole["choices"][0]["message"]["content"]
+    )
+    assert [e["choices"][0]["finish_reason"] for e in events if e["choices"][0]["finish_reason"]] == [
+        whole["choices"][0]["finish_reason"]
+    ]
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    assert all(event["usage"] is None for event in events)
+    assert {(e["id"], e["object"]) for e in events} == {(last["id"], "chat.completion.chunk")}
+    assert not any("usage" in event for event in events_of(server.post(CHAT, stream=True).text))
 
 
-@pytest.mark.parametrize("key", [None, "", "wrong", KEY + "x", KEY.upper()])
-def test_no_answer_without_a_key(engine, key):
-    for response in (chat(engine, key), call(engine, "GET", "/v1/models", key)):
-        assert response.status_code == 401
-        assert response.json()["error"]["code"] == "invalid_api_key"
-        assert response.headers["www-authenticate"] == "Bearer"
-    assert call(engine, "GET", "/health", key).json() == {"status": "ok", "model": "tiny"}
+@pytest.mark.parametrize("stop", [None, "e", ["o", "世"]])
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_completions_continue_every_prompt_as_the_engine_does(server, engine, stop, temperature):
+    prompts = ["hello", "你好世", "w"]
+    options = {"temperature": temperature, "max_tokens": 10, "seed": 5}
+    expected = engine.generate(prompts, stop=stop or (), **options)
+    asked = options | {"prompt": prompts, "stop": stop}
+    whole = server.post(TEXT, **asked).json()
+    assert whole["object"] == "text_completion"
+    assert [(c["index"], c["text"], c["finish_reason"]) for c in whole["choices"]] == [
+        (i, e.text, e.finish_reason) for i, e in enumerate(expected)
+    ]
+    assert whole["usage"]["prompt_tokens"] == sum(e.prompt_tokens for e in expected)
+    texts, reasons = ["", "", ""], [None, None, None]
+    for event in events_of(server.post(TEXT, stream=True, **asked).text):
+        [choice] = event["choices"]
+        texts[choice["index"]] += choice["text"]
+        reasons[choice["index"]] = choice["finish_reason"]
+    assert texts == [e.text for e in expected] and reasons == [e.finish_reason for e in expected]
 
 
-def test_nothing_but_health_is_open(engine):
-    for path in ("/docs", "/openapi.json", "/redoc", "/nowhere"):
-        response = call(engine, "GET", path, None)
-        assert response.status_code == 404
-        assert response.json()["error"]["type"] == "invalid_request_error"
-    assert call(engine, "GET", "/v1/models").json()["data"][0]["id"] == "tiny"
-    with pytest.raises(UserError, match="at least one key"):
-        create_app(engine, "tiny", [])
+def test_prompts_are_text_or_ids_one_or_many(server, engine):
+    ids = engine.tokenizer.prompt_prefix_ids + engine.tokenizer.encode("hello")
+    texts = [
+        [choice["text"] for choice in server.post(TEXT, prompt=prompt).json()["choices"]]
+        for prompt in ("hello", ids, ["hello"], [ids])
+    ]
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert len(server.post(TEXT, prompt=[ids, "w"], seed=None).json()["choices"]) == 2
+    assert row_seed(3, 0) == 3, "or one prompt alone would differ from the engine's own"
 
 
+def test_embeddings_are_mean_pooled_and_of_norm_one(server, engine):
+    texts = ["hello 你好", "world"]
+    body = server.post(EMBED, input=texts).json()
+    assert body["object"] == "list" and [row["index"] for row in body["data"]] == [0, 1]
+    for text, row in zip(texts, body["data"], strict=True):
+        ids = torch.tensor([engine.tokenizer.prompt_prefix_ids + engine.tokenizer.encode(text)])
+        mean_D = engine.model.hidden(ids)[0].mean(dim=0)
+        torch.testing.assert_close(torch.tensor(row["embedding"]), (mean_D / mean_D.norm()).detach())
+    packed = server.post(EMBED, input=texts, encoding_format="base64").json()
+    for plain, row in zip(body["data"], packed["data"], strict=True):
+        data = base64.b64decode(row["embedding"])
+        assert list(struct.unpack(f"<{len(data) // 4}f", data)) == pytest.approx(plain["embedding"], abs=1e-7)
+    assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 0
+
+
+def test_two_models_answer_by_their_names(served, engine):
+    other = tiny_engine(seed=1)
+    server = served({"tiny": engine, "org/other": other})
+    listed = server.call("GET", "/v1/models").json()
+    assert listed["object"] == "list" and [m["id"] for m in listed["data"]] == ["tiny", "org/other"]
+    assert server.call("GET", "/v1/models/org/other").json() == listed["data"][1]
+    for name, model in (("tiny", engine), ("org/other", other)):
+        body = server.post(CHAT, model=name).json()
+        assert body["model"] == name
+        assert body["choices"][0]["message"]["content"] == model.chat(MESSAGES, max_tokens=12, seed=3).text
+    assert server.post(CHAT).json()["choices"] != server.post(CHAT, model="org/other").json()["choices"]
+
+
+def test_metrics_count_tokens_and_requests_in_prometheus_text(server):
+    counts = server.post(CHAT).json()["usage"]
+    server.post(CHAT, model="gpt-9")
+    server.call("GET", "/nowhere%0A")
+    response = server.call("GET", "/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    rows = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
+    assert rows['talaria_completion_tokens_total{model="tiny"}'] == str(counts["completion_tokens"])
+    assert rows['talaria_prompt_tokens_total{model="tiny"}'] == str(counts["prompt_tokens"])
+    assert rows[f'talaria_requests_total{{route="{CHAT}",status="200"}}'] == "1"
+    assert rows[f'talaria_requests_total{{route="{CHAT}",status="404"}}'] == "1"
+    assert rows['talaria_requests_total{route="other",status="404"}'] == "1", "a path must not become a label"
+    assert rows['talaria_first_token_seconds_bucket{model="tiny",le="+Inf"}'] == "1"
+    assert rows['talaria_answers_running{model="tiny"}'] == rows['talaria_answers_waiting{model="tiny"}'] == "0"
+    typed = {line.split()[2] for line in response.text.splitlines() if line.startswith("# TYPE")}
+    assert {
+        name.partition("{")[0].removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in rows
+    } <= typed
+
+
+# ---------------------------------------------------------------------------------------- refusals
+
+
+def refusal(response: Any, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize("key", ["", "wrong", "tal-", "é"])
+def test_every_route_but_health_is_closed_without_a_key(server, key):
+    """A crawl: a route that somebody adds is in it."""
+    paths = [
+        (m, r.path.replace("{name:path}", "tiny"))
+        for r in server.app.routes
+        if isinstance(r, APIRoute)
+        for m in r.methods
+    ]
+    assert {CHAT, TEXT, EMBED, "/v1/models", "/metrics", "/health"} <= {path for _, path in paths}
+    for method, path in [*paths, ("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/nowhere")]:
+        headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+        response = Server(server.app, None).call(method, path, headers=headers, json=BODIES.get(path, {}))
+        if path == "/health":
+            assert response.json() == {"status": "ok"}
+        else:
+            assert refusal(response, 401)["code"] == "invalid_api_key"
+            assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_what_is_not_there_is_told_in_openais_shape(server):
+    assert refusal(server.call("GET", "/docs"), 404)["type"] == "invalid_request_error"
+    assert refusal(server.call("GET", CHAT), 405)
+    assert refusal(server.call("POST", CHAT, content=b"{broken"))
+    for path in BODIES:
+        error = refusal(server.post(path, model="gpt-9"), 404)
+        assert error["code"] == "model_not_found" and "ask for 'tiny'" in error["message"]
+    assert refusal(server.call("GET", "/v1/models/gpt-9"), 404)["param"] == "model"
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("path", "change", "named"),
     [
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"temperature": -1}, "temperature"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"n": 2}, "n"),
-        ({"tools": []}, "tools"),
-        ({"frequency_penalty": 1.0}, "frequency_penalty"),
-        ({"stop": [""]}, "stop"),
-        ({"messages": [{"role": "user", "content": "long " * 200}]}, "context is 64"),
+        (CHAT, {"messages": []}, "messages"),
+        (CHAT, {"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
+        (CHAT, {"messages": [{"role": "user", "content": "long " * 200}]}, "context is 64"),
+        (CHAT, {"tools": []}, "tools: not supported"),
+        (CHAT, {"response_format": {"type": "text"}}, "response_format: not supported"),
+        (CHAT, {"logprobs": True}, "logprobs"),
+        (CHAT, {"temperature": "hot"}, "temperature"),
+        (CHAT, {"temperature": -1}, "temperature"),
+        (CHAT, {"temperature": True}, "temperature"),
+        (CHAT, {"max_tokens": 0}, "max_tokens"),
+        (CHAT, {"max_completion_tokens": 5000}, "max_tokens: 5000"),
+        (CHAT, {"top_k": 10**30}, "top_k"),
+        (CHAT, {"n": 2}, "n: "),
+        (CHAT, {"frequency_penalty": 1.0}, "frequency_penalty"),
+        (CHAT, {"logit_bias": {"5": 1}}, "logit_bias"),
+        (CHAT, {"stop": [""]}, "stop"),
+        (CHAT, {"stop": ["x"] * 17}, "stop"),
+        (CHAT, {"\ud800": 1}, "not supported"),
+        (TEXT, {"echo": True}, "echo"),
+        (TEXT, {"logprobs": 1}, "logprobs"),
+        (TEXT, {"best_of": 2}, "best_of"),
+        (TEXT, {"suffix": "x"}, "suffix"),
+        (TEXT, {"messages": []}, "messages: not supported"),
+        (TEXT, {"prompt": []}, "prompt"),
+        (TEXT, {"prompt": [[]]}, "prompt"),
+        (TEXT, {"prompt": {"a": 1}}, "prompt"),
+        (TEXT, {"prompt": [1, "a"]}, "prompt"),
+        (TEXT, {"prompt": ["\udc00"]}, "prompt"),
+        (TEXT, {"prompt": [10**9]}, "token ids must lie"),
+        (TEXT, {"prompt": [-1]}, "token ids must lie"),
+        (EMBED, {"input": [True]}, "input"),
+        (EMBED, {"input": [10**9]}, "token ids must lie"),
+        (EMBED, {"input": "long " * 200}, "context of 64"),
+        (EMBED, {"dimensions": 4}, "dimensions: not supported"),
+        (EMBED, {"encoding_format": "int8"}, "encoding_format"),
     ],
 )
-@pytest.mark.parametrize("stream", [False, True])
-def test_bad_bodies_are_named_in_openais_shape(engine, change, named, stream):
-    response = chat(engine, stream=stream, **change)
-    assert response.status_code == 400
-    assert named in response.json()["error"]["message"]
-    assert response.json()["error"]["type"] == "invalid_request_error"
+def test_what_is_not_supported_or_wrong_is_refused_by_its_name(server, path, change, named, stream):
+    body = BODIES[path] | change | ({} if path == EMBED else {"stream": stream})
+    error = refusal(server.call("POST", path, content=json.dumps(body), headers={"content-type": "application/json"}))
+    assert named in error["message"] and error["type"] == "invalid_request_error"
 
 
-def test_broken_json_and_other_models(engine):
-    assert call(engine, "POST", "/v1/chat/completions", content=b"{broken").status_code == 400
-    response = chat(engine, model="gpt-9")
-    assert response.status_code == 404
-    assert "ask for 'tiny'" in response.json()["error"]["message"]
+def test_what_changes_nothing_is_accepted(server):
+    expected = server.post(CHAT).json()["choices"]
+    neutral = {"user": "u", "metadata": {"a": "b"}, "store": True, "n": 1, "logprobs": False, "presence_penalty": 0}
     parts = [{"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "你好"}]}]
-    assert chat(engine, messages=parts).json()["choices"] == chat(engine).json()["choices"]
+    assert server.post(CHAT, **neutral, messages=parts, stop=None).json()["choices"] == expected
+    assert server.post(CHAT, max_tokens=None, max_completion_tokens=12).json()["choices"] == expected
+    assert server.post(TEXT, n=1, best_of=1, echo=False, logprobs=None, suffix=None).status_code == 200
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_ends_its_answer_and_frees_the_engine(engine, stream):
-    """The application is driven by hand: the client leaves after the request, the engine must stop early."""
-    app = create_app(engine, "tiny", [hash_key(KEY)])
-    steps = []
-    whole_stream = engine.stream
+# -------------------------------------------------------------------------------------------- fuzz
 
-    def counted(*args, **options):
-        for chunk in whole_stream(*args, **options):
-            steps.append(chunk)
-            yield chunk
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": "/v1/chat/completions",
-        "raw_path": b"/v1/chat/completions",
-        "query_string": b"",
-        "headers": [(b"authorization", f"Bearer {KEY}".encode()), (b"content-type", b"application/json")],
-    }
-
-    async def leave_early() -> None:
-        sent = [{"type": "http.request", "body": json.dumps(BODY | {"stream": stream, "max_tokens": 40}).encode()}]
-
-        async def receive():
-            return sent.pop(0) if sent else {"type": "http.disconnect"}
-
-        async def send(_message):
-            await asyncio.sleep(0)
-
-        await asyncio.wait_for(app(scope, receive, send), 20)
-
-    async def then_another() -> httpx.Response:
-        await leave_early()
-        n_steps = len(steps)
-        transport = httpx.ASGITransport(app=app)
-        headers = {"Authorization": f"Bearer {KEY}"}
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
-            response = await asyncio.wait_for(client.post("/v1/chat/completions", json=BODY), 20)
-        assert n_steps <= 3
-        return response
-
-    full = len(engine.chat(BODY["messages"], max_tokens=40, seed=3).token_ids)
-    assert full > 10
-    engine.stream = counted
-    try:
-        assert asyncio.run(then_another()).status_code == 200
-    finally:
-        del engine.stream
+WORDS = ["hello", "", "\ud800", "你", "\x00", "a" * 300, "tiny", "user", "base64", "text", "NaN"]
+REQUESTS = {CHAT: ChatRequest, TEXT: CompletionRequest, EMBED: EmbeddingRequest}
+NUMBERS = [0, 1, -1, 2, 0.5, 1e308, 10**25, 2**31, 2**63, float("nan"), float("inf")]
 
 
-def test_keys_are_shown_once_and_kept_hashed(tmp_path):
-    path = tmp_path / "private" / "keys.json"
-    first, second = make_key(path, "first"), make_key(path, "second")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert first not in path.read_text()
-    assert second not in path.read_text()
-    hashes = load_key_hashes(path)
-    assert is_known(first, hashes)
-    assert is_known(second, hashes)
-    assert not is_known(first + " ", hashes)
-    assert not is_known(hashes[0], hashes)
-    assert [p.name for p in path.parent.iterdir()] == ["keys.json"]
-    with pytest.raises(UserError, match="'first' exists"):
-        make_key(path, "first")
-    path.write_text('{"keys": [{"name": "x", "sha256": "zz"}]}')
-    with pytest.raises(UserError, match="not a key file"):
-        load_key_hashes(path)
-    with pytest.raises(UserError, match="no such key file"):
-        load_key_hashes(tmp_path / "absent.json")
+def anything(draw: random.Random, depth: int = 3) -> Any:
+    kind = draw.randrange(8 if depth else 5)
+    if kind < 3:
+        return draw.choice([None, True, False, *NUMBERS])
+    if kind < 5:
+        return draw.choice(WORDS)
+    items = [anything(draw, depth - 1) for _ in range(draw.randrange(4))]
+    if kind == 5:
+        return items
+    return {draw.choice([*WORDS, "role", "content", "type", "text", "model"]): item for item in items}
+
+
+@pytest.mark.parametrize("path", list(BODIES))
+def test_no_body_makes_the_server_fail(server, path):
+    """500 bodies: the right one with up to three fields made into anything, and each tenth is anything altogether."""
+    draw = random.Random(path)
+    known = sorted(REQUESTS[path].model_fields)
+    every = sorted({name for request in REQUESTS.values() for name in request.model_fields} | {"tools", "\ud800"})
+    statuses: dict[int, int] = {}
+
+    async def bombard() -> None:
+        async with server.client() as client:
+            for number in range(500):
+                body: Any = dict(BODIES[path])
+                for name in draw.sample(known if number % 2 else every, draw.randrange(1, 4)):
+                    body[name] = anything(draw)
+                if number % 10 == 0:
+                    body = anything(draw)
+                response = await client.post(
+                    path, content=json.dumps(body), headers={"content-type": "application/json"}
+                )
+                assert response.status_code < 500, body
+                assert response.status_code == 200 or set(response.json()) == {"error"}, body
+                statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+
+    server.app.state.gate.rate.per_minute = 10**6
+    server.run(bombard())
+    assert statuses[200] >= 10 and statuses[400] >= 200, statuses

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from talaria.errors import UsageError, UserError
+from talaria.errors import UserError
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
+from talaria.model.quantized import check_scheme
+from talaria.model.quantized import quantize as quantize_model
+from talaria.model.quantized_folder import is_quantized, load_quantized
 from talaria.run import MANIFEST, is_finished, read_json, sha256
 
 # Stages whose output answers prompts, the last one first.
@@ -21,11 +24,18 @@ def load(path: str | Path, quantize: str | None = None) -> Engine:
 
     A run folder gives its last finished stage whose output is a policy. Raises UserError where there is no model, where
     a stage's files are not those it wrote, and where a stage that it was made from was made again since.
+
+    `quantize` is "int8" or "int4": the weights are rounded as they are read (`talaria.model.quantized`). A folder that
+    `talaria quantize` wrote is quantized already. Raises UsageError for any other name.
     """
-    if quantize is not None:
-        raise UsageError(f"quantize={quantize!r}: quantized loading is not available yet; leave it out")
-    model, tokenizer = load_model(find_model(Path(path)))
-    return Engine(model.eval(), tokenizer)
+    scheme = None if quantize is None else check_scheme(quantize)
+    found = find_model(Path(path))
+    if is_quantized(found):
+        if scheme is not None:
+            raise UserError(f"{found}: is quantized already; leave quantize out, or give the model it was made from")
+        return Engine(*load_quantized(found))
+    model, tokenizer = load_model(found)
+    return Engine(model.eval() if scheme is None else quantize_model(model, scheme), tokenizer)
 
 
 def find_model(path: Path) -> Path:

@@ -40,7 +40,7 @@ def save_model(model: Transformer, tokenizer: Tokenizer, folder: Path | str) -> 
     if huggingface.names_for(shape) is None:
         describe_own_names(shape, dtype, tokenizer, folder)
     else:
-        _describe(huggingface.config_from_shape(shape, dtype, tokenizer.bos_id, tokenizer.eos_id), tokenizer, folder)
+        describe(huggingface.config_from_shape(shape, dtype, tokenizer.bos_id, tokenizer.eos_id), tokenizer, folder)
 
 
 def describe_own_names(shape: ModelShape, dtype: torch.dtype, tokenizer: Tokenizer, folder: Path) -> None:
@@ -51,10 +51,11 @@ def describe_own_names(shape: ModelShape, dtype: torch.dtype, tokenizer: Tokeniz
         "dtype": str(dtype).removeprefix("torch."),
         "talaria": shape.model_dump(mode="json", exclude_none=True),
     }
-    _describe(config, tokenizer, folder)
+    describe(config, tokenizer, folder)
 
 
-def _describe(config: dict[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
+def describe(config: dict[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer, the stop ids and, last, config.json."""
     tokenizer.save(folder)
     ends: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
     _write_json(folder / "generation_config.json", ends)

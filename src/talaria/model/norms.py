@@ -20,8 +20,7 @@ class _RMSNormOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = _reciprocal_rms(x, eps)
         n = x * r
         ctx.save_for_backward(n, weight, r)
         y: Tensor = n * weight
@@ -36,6 +35,11 @@ class _RMSNormOnCPU(torch.autograd.Function):
         return torch.addcmul(g * weight, n, minus_mean).mul_(r), gn.flatten(0, -2).sum(0), None
 
 
+def _reciprocal_rms(x: Tensor, eps: float) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) times a learned weight (Zhang and Sennrich 2019, eq. 4)."""
 
@@ -46,6 +50,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):
+            if not torch.is_grad_enabled():  # the same numbers, without a Function's cost at each of a token's layers
+                return x * _reciprocal_rms(x, self.eps) * self.weight
             y: Tensor = _RMSNormOnCPU.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return y
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)

@@ -1,157 +1,270 @@
-"""An engine behind OpenAI's chat route: HTTP requests with a key in, answers out, whole or streamed.
+"""Engines behind OpenAI's routes: HTTP requests with a key in, answers out, whole or streamed.
 
-    app = create_app(engine, "laptop", load_key_hashes(Path("keys.json")))
-    serve(engine, "laptop", key_hashes)               # http://127.0.0.1:8000/v1, until Ctrl-C
+    app = create_app({"laptop": engine}, Keyring(Path("talaria-keys.json")))
 
-GET /health is open; GET /v1/models and POST /v1/chat/completions want `Authorization: Bearer KEY`. One answer is made
-at a time; a client that goes away ends its answer at the next token.
+POST /v1/chat/completions, /v1/completions and /v1/embeddings compute; GET /v1/models and /metrics tell. All of them
+want `Authorization: Bearer KEY`; GET /health alone is open and tells nothing but that the server is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import base64
+import logging
+import struct
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from talaria.errors import UserError
 
 try:
-    from fastapi import Depends, FastAPI, Request
+    from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, StreamingResponse
-    from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-    from starlette.concurrency import run_in_threadpool
+    from fastapi.responses import JSONResponse, PlainTextResponse, Response
     from starlette.exceptions import HTTPException
 except ImportError:
     raise UserError("serving needs FastAPI; install it with: pip install 'talaria-lm[serve]'") from None
 
-from talaria.infer.contract import Chunk
+from talaria.infer.contract import Chunk, row_seed
 from talaria.infer.engine import Engine
-from talaria.serve.keys import is_known
-from talaria.serve.schema import ChatRequest, error_body, usage
+from talaria.serve.keys import Keyring
+from talaria.serve.limits import Gate, Guard, Refusal
+from talaria.serve.metrics import CONTENT_TYPE, Metrics
+from talaria.serve.replies import CHAT, TEXT, Reply, Shape, while_connected
+from talaria.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from talaria.serve.settings import ServeSettings
+from talaria.serve.worker import Answer, EngineFailed, Overloaded, Stopped, Worker
 
-_bearer = HTTPBearer(auto_error=False)
+logger = logging.getLogger("talaria.serve")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model that is asked for by its name."""
+
+    name: str
+    engine: Engine
+    worker: Worker
+    created: int
+
+    def entry(self) -> dict[str, Any]:
+        """As /v1/models tells it."""
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "talaria"}
 
 
 def create_app(
-    engine: Engine, model_name: str, key_hashes: Sequence[str], settings: ServeSettings | None = None
+    engines: Mapping[str, Engine], keyring: Keyring | None, settings: ServeSettings | None = None
 ) -> FastAPI:
-    """The application. `key_hashes` are SHA-256 hashes as `talaria.serve.keys` makes them; at least one."""
-    if not key_hashes:
-        raise UserError("serving needs at least one key; make one first")
+    """The application; `app.state.gate` is its gate. `keyring` None answers everybody on this machine without a key."""
+    if not engines:
+        raise UserError("serving needs at least one model")
     settings = settings or ServeSettings()
-    created = int(time.time())
-    turn = asyncio.Lock()  # the engine runs one request at a time
-    app = FastAPI(title="Talaria", docs_url=None, redoc_url=None, openapi_url=None)
+    gate = Gate(keyring, settings, Metrics())
+    models = {
+        name: Served(name, engine, Worker(engine, settings.running, settings.waiting), int(time.time()))
+        for name, engine in engines.items()
+    }
+    for model in models.values():
+        _watch(model, gate.metrics)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        for model in models.values():
+            await asyncio.to_thread(model.worker.stop)
+
+    app = FastAPI(title="Talaria", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.gate = gate
+    app.add_middleware(Guard, gate=gate)
     _answer_errors_as_openai(app)
 
-    def require_key(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        if credentials is None or not is_known(credentials.credentials, key_hashes):
-            raise HTTPException(401, "missing or wrong API key: send the header Authorization: Bearer KEY")
+    def asked_for(name: str) -> Served:
+        if name not in models:
+            names = ", ".join(map(repr, models))
+            raise Refusal(
+                404, f"model {name!r} is not served here; ask for {names}", code="model_not_found", param="model"
+            )
+        return models[name]
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "model": model_name}
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "stopping" if gate.stopping else "ok"}, 503 if gate.stopping else 200)
 
-    @app.get("/v1/models", dependencies=[Depends(require_key)])
-    async def models() -> dict[str, Any]:
-        entry = {"id": model_name, "object": "model", "created": created, "owned_by": "talaria"}
-        return {"object": "list", "data": [entry]}
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(gate.metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.post("/v1/chat/completions", dependencies=[Depends(require_key)], response_model=None)
-    async def chat_completions(body: ChatRequest, request: Request) -> JSONResponse | StreamingResponse:
-        if body.model != model_name:
-            raise HTTPException(404, f"model {body.model!r} is not served here; ask for {model_name!r}")
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [model.entry() for model in models.values()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        return asked_for(name).entry()
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        model = asked_for(body.model)
         messages = [message.plain() for message in body.messages]
-        # The prompt is checked here, before the first byte of a stream promises success.
-        prompt = await run_in_threadpool(engine.chat_prompt, messages)
-        chunks = engine.stream(prompt, **body.sampling(settings.max_tokens))
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_name}
-        if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _events(_one_at_a_time(chunks, turn), head, len(prompt), with_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        text, n_tokens, reason = "", 0, None
-        answer = _one_at_a_time(chunks, turn)
+        return await answer(request, model, CHAT, body, lambda: [model.engine.chat_prompt(messages)], messages)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        model = asked_for(body.model)
+        _check_count("prompt", body.prompt, settings)
+        return await answer(request, model, TEXT, body, lambda: encoded(model, body.prompt), body.prompt)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> JSONResponse:
+        model = asked_for(body.model)
+        _check_count("input", body.input, settings)
+        deadline = asyncio.get_running_loop().time() + settings.request_seconds
+        texts = await _within(deadline, lambda: encoded(model, body.input))
+        _check_prompts(texts, model, settings)
+        vectors = model.worker.embed(texts)
         try:
-            async for chunk in answer:
-                text, n_tokens, reason = text + chunk.text, n_tokens + len(chunk.token_ids), chunk.finish_reason
-                if await request.is_disconnected():
-                    break
+            found = await while_connected(request.receive, _collect(vectors), deadline)
         finally:
-            await answer.aclose()
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-        counts = usage(len(prompt), n_tokens)
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": counts})
+            await vectors.aclose()
+        n_tokens = sum(map(len, texts))
+        gate.metrics.add("talaria_prompt_tokens_total", n_tokens, model=model.name)
+        _log(request, model, settings, body.input, [], n_tokens, 0)
+        told = _as_base64 if body.encoding_format == "base64" else list
+        data = [
+            {"object": "embedding", "index": index, "embedding": told(vector)} for index, vector in enumerate(found)
+        ]
+        counts = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+        return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": counts})
+
+    async def answer(
+        request: Request,
+        model: Served,
+        shape: Shape,
+        body: ChatRequest | CompletionRequest,
+        encode: Callable[[], list[list[int]]],
+        prompt: Any,
+    ) -> Response:
+        begun, deadline = time.monotonic(), asyncio.get_running_loop().time() + settings.request_seconds
+        options = body.sampling(settings)
+        prompts = await _within(deadline, encode)
+        _check_prompts(prompts, model, settings)
+        answers = await _submitted(model.worker, prompts, options, body.seed)
+        n_prompt_tokens = sum(map(len, prompts))
+
+        def told(texts: list[str], n_tokens: int, first_token_at: float | None) -> None:
+            gate.metrics.add("talaria_prompt_tokens_total", n_prompt_tokens, model=model.name)
+            gate.metrics.add("talaria_completion_tokens_total", n_tokens, model=model.name)
+            if first_token_at is not None:
+                gate.metrics.observe("talaria_first_token_seconds", first_token_at - begun, model=model.name)
+            _log(request, model, settings, prompt, texts, n_prompt_tokens, n_tokens)
+
+        reply = Reply(shape, request, model.name, answers, n_prompt_tokens, deadline, told)
+        return await (reply.stream(body.with_usage) if body.stream else reply.whole())
 
     return app
 
 
-def serve(engine: Engine, model_name: str, key_hashes: Sequence[str], settings: ServeSettings | None = None) -> None:
-    """Serve until Ctrl-C."""
-    import uvicorn
-
-    settings = settings or ServeSettings()
-    app = create_app(engine, model_name, key_hashes, settings)
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="info")
-
-
-async def _one_at_a_time(chunks: Iterator[Chunk], turn: asyncio.Lock) -> AsyncGenerator[Chunk, None]:
-    """Run the engine's steps in a worker thread, holding the turn from the first to the last."""
-    async with turn:
-        while (chunk := await run_in_threadpool(next, chunks, None)) is not None:
-            yield chunk
+def encoded(model: Served, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Ids of every prompt; a text comes behind the tokenizer's prompt prefix, as in `Engine.generate`."""
+    tokenizer = model.engine.tokenizer
+    return [
+        tokenizer.prompt_prefix_ids + tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
 
 
-async def _events(
-    chunks: AsyncGenerator[Chunk, None], head: dict[str, Any], prompt_tokens: int, with_usage: bool
-) -> AsyncIterator[str]:
-    """Server-sent events in OpenAI's shape; the last says [DONE]."""
-
-    def event(choices: list[dict[str, Any]], **more: Any) -> str:
-        body = {**head, "object": "chat.completion.chunk", "choices": choices, **more}
-        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-    def choice(delta: dict[str, str], reason: str | None = None) -> list[dict[str, Any]]:
-        return [{"index": 0, "delta": delta, "finish_reason": reason}]
-
-    n_tokens = 0
+async def _submitted(
+    worker: Worker, prompts: Sequence[Sequence[int]], options: Mapping[str, Any], seed: int | None
+) -> list[Answer[Chunk]]:
+    """All prompts or none; prompt i draws with the seed that `Engine.generate` gives it."""
+    answers: list[Answer[Chunk]] = []
     try:
-        yield event(choice({"role": "assistant", "content": ""}))
-        async for chunk in chunks:
-            n_tokens += len(chunk.token_ids)
-            if chunk.text or chunk.finish_reason:
-                yield event(choice({"content": chunk.text} if chunk.text else {}, chunk.finish_reason))
-        if with_usage:
-            yield event([], usage=usage(prompt_tokens, n_tokens))
-        yield "data: [DONE]\n\n"
-    finally:
-        await chunks.aclose()  # a client that went away must not keep the turn
+        for index, prompt in enumerate(prompts):
+            row = None if seed is None else row_seed(seed, index)
+            answers.append(worker.submit(prompt, {**options, "seed": row}))
+    except (Overloaded, Stopped):
+        for submitted in answers:
+            await submitted.aclose()
+        raise
+    return answers
+
+
+async def _within(deadline: float, work: Callable[[], T]) -> T:
+    """Run what takes a while and is not the engine's - long texts take long to encode - beside the event loop."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.to_thread(work)
+    except TimeoutError:
+        raise Refusal(504, "the prompt took longer to encode than this server allows; shorten it") from None
+
+
+def _watch(model: Served, metrics: Metrics) -> None:
+    metrics.watch("talaria_answers_running", lambda: model.worker.n_running, model=model.name)
+    metrics.watch("talaria_answers_waiting", lambda: model.worker.n_waiting, model=model.name)
+
+
+async def _collect(vectors: Answer[list[float]]) -> list[list[float]]:
+    return [vector async for vector in vectors]
+
+
+def _check_count(place: str, prompts: Sequence[Prompt], settings: ServeSettings) -> None:
+    if len(prompts) > settings.inputs:
+        raise Refusal(400, f"{place}: {len(prompts)} in one request; send at most {settings.inputs}", param=place)
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], model: Served, settings: ServeSettings) -> None:
+    longest, limit = max(map(len, prompts)), settings.prompt_tokens
+    if limit is not None and longest > limit:
+        raise Refusal(400, f"the prompt is {longest} tokens long; this server takes {limit}, shorten it")
+
+
+def _as_base64(vector: list[float]) -> str:
+    """32-bit floats, little-endian: what the openai client asks for and unpacks."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _log(
+    request: Request, model: Served, settings: ServeSettings, prompt: Any, texts: Any, n_prompt: int, n_tokens: int
+) -> None:
+    """One line a request; what was said only where the settings ask for it."""
+    words = f" prompt={prompt!r} answer={texts!r}" if settings.log_prompts else ""
+    key, path = request.scope["talaria.key"], request.scope["path"]
+    logger.info("%s key=%r model=%r prompt_tokens=%d tokens=%d%s", path, key, model.name, n_prompt, n_tokens, words)
 
 
 def _answer_errors_as_openai(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refused(_request: Request, refusal: Refusal) -> JSONResponse:
+        return refusal.response()
+
     @app.exception_handler(HTTPException)
     async def http_error(_request: Request, error: HTTPException) -> JSONResponse:
-        codes = {401: "invalid_api_key", 404: "not_found"}
-        headers = {"WWW-Authenticate": "Bearer"} if error.status_code == 401 else None
-        body = error_body(str(error.detail), "invalid_request_error", codes.get(error.status_code))
-        return JSONResponse(body, error.status_code, headers)
+        return Refusal(error.status_code, str(error.detail)).response()
 
     @app.exception_handler(RequestValidationError)
     async def bad_body(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{place}: {first['msg']}" if place else str(first["msg"])
-        return JSONResponse(error_body(message, "invalid_request_error", None, place or None), 400)
+        return Refusal(400, message, param=first.get("ctx", {}).get("field", place or None)).response()
 
     @app.exception_handler(UserError)
     async def user_error(_request: Request, error: UserError) -> JSONResponse:
-        return JSONResponse(error_body(str(error), "invalid_request_error"), 400)
+        return Refusal(400, str(error)).response()
 
+    @app.exception_handler(Overloaded)
+    async def overloaded(_request: Request, error: Overloaded) -> JSONResponse:
+        return Refusal(429, str(error), retry_after=error.retry_after, code="overloaded").response()
+
+    @app.exception_handler(Stopped)
+    async def stopped(_request: Request, error: Stopped) -> JSONResponse:
+        return Refusal(503, str(error), retry_after=5).response()
+
+    @app.exception_handler(EngineFailed)
     @app.exception_handler(Exception)
     async def server_error(_request: Request, _error: Exception) -> JSONResponse:
-        return JSONResponse(error_body("the server failed; its log says why", "server_error"), 500)
+        return Refusal(500, "the server failed; its log says why").response()

@@ -1,31 +1,82 @@
-"""Bodies of the OpenAI-compatible routes: what a request may ask for, what a response holds.
+"""Bodies of the OpenAI-compatible routes: what a request may ask for, and how an error is told.
 
-A field that would change the answer and is not supported is refused, never ignored.
+A field that would change the answer and is not supported is refused by its name, never ignored; it is accepted where it
+asks for what happens anyway (`n = 1`). `user`, `metadata` and `store` change nothing and are accepted.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+from talaria.errors import UserError
+from talaria.serve.settings import ServeSettings
+
+Prompt = str | list[int]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, body: Any) -> Any:
+        """Stops at the first; a body of nothing but unknown fields would else make an error of each."""
+        if isinstance(body, dict):
+            for name in body.keys() - cls.model_fields.keys():
+                told = {"field": _printable(name)}
+                raise PydanticCustomError("unsupported", "{field}: not supported by this server; leave it out", told)
+        return body
+
+
+def _printable(text: str) -> str:
+    """JSON may spell half of a surrogate pair, which no UTF-8 text can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _whole(text: str) -> str:
+    if not text.isascii() and _printable(text) != text:
+        raise ValueError("holds half of a surrogate pair, which is no character")
+    return text
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """By hand, for one error in place of one for each kind that a union tries on each of a million items."""
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        value = [value]
+    prompts = value if isinstance(value, list) else [value]
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            _whole(prompt)
+        elif not (isinstance(prompt, list) and prompt and all(type(item) is int for item in prompt)):
+            raise ValueError("must be a string, a list of token ids, or a list of these")
+    if not prompts:
+        raise ValueError("must not be empty")
+    return prompts
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+# A stop string is looked for after every token, so many or long ones would cost everybody time.
+StopString = Annotated[Text, Field(max_length=200)]
+Stops = StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
+Prompts = Annotated[Any, AfterValidator(_prompts)]
+Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class TextPart(_Body):
     """One part of a content list; only text is understood."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(_Body):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(max_length=256, fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
         """Role and text."""
@@ -40,38 +91,80 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
-class ChatRequest(_Body):
-    """POST /v1/chat/completions. Fields from `n` on are accepted only where they ask for nothing special."""
-
+class _Harmless(_Body):
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: PositiveInt | None = None
-    max_completion_tokens: PositiveInt | None = None
-    temperature: float | None = Field(default=1.0, ge=0, le=100)
-    top_p: float | None = Field(default=1.0, gt=0, le=1)
-    top_k: PositiveInt | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
-    presence_penalty: float | None = Field(default=None, ge=0, le=0)
-    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
+    store: bool | None = None
 
-    def sampling(self, default_max_tokens: int) -> dict[str, Any]:
-        """The engine's options."""
+
+class _Sampled(_Harmless):
+    """What chat and completion requests share; from `n` on, only what asks for nothing special."""
+
+    max_tokens: PositiveInt | None = None
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    stop: Stops | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with its token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def asked_max_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def sampling(self, limits: ServeSettings) -> dict[str, Any]:
+        """The engine's options, without the seed. Raises UserError where max_tokens is beyond the limit."""
+        max_tokens = self.asked_max_tokens() or min(limits.default_max_tokens, limits.max_tokens)
+        if max_tokens > limits.max_tokens:
+            raise UserError(f"max_tokens: {max_tokens} is more than this server gives; ask for {limits.max_tokens}")
         stop = self.stop or ()
         return {
-            "max_tokens": self.max_completion_tokens or self.max_tokens or default_max_tokens,
+            "max_tokens": max_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "top_k": self.top_k,
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-            "seed": self.seed,
         }
+
+
+class ChatRequest(_Sampled):
+    """POST /v1/chat/completions."""
+
+    # The template is rendered once for every answer in the conversation, so the number of turns is bounded.
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256, fail_fast=True)]
+    max_completion_tokens: PositiveInt | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+
+    def asked_max_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(_Sampled):
+    """POST /v1/completions."""
+
+    prompt: Prompts
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    logprobs: None = None
+    suffix: None = None
+
+
+class EmbeddingRequest(_Harmless):
+    """POST /v1/embeddings."""
+
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -85,4 +178,4 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI writes it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": _printable(message), "type": kind, "param": param, "code": code}}

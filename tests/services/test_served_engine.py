@@ -14,10 +14,11 @@ from talaria.infer.engine import Engine
 from talaria.infer.remote import RemoteEngine, Unsupported
 from talaria.model.shape import ModelShape
 from talaria.serve.app import create_app
-from talaria.serve.keys import hash_key
+from talaria.serve.keys import Keyring, make_key
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.services
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello 你好"}]
 
 
@@ -29,8 +30,18 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def url(engine):
-    app = create_app(engine, "tiny", [hash_key("k")])
+def keys(tmp_path_factory):
+    return tmp_path_factory.mktemp("keys") / "keys.json"
+
+
+@pytest.fixture(scope="module")
+def key(keys) -> str:
+    return make_key(keys, "remote")
+
+
+@pytest.fixture(scope="module")
+def url(engine, keys, key):
+    app = create_app({"tiny": engine}, Keyring(keys))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -42,8 +53,8 @@ def url(engine):
     thread.join(20)
 
 
-def test_remote_and_local_answers_are_the_same(engine, url):
-    remote = RemoteEngine(url, "tiny", key="k")
+def test_remote_and_local_answers_are_the_same(engine, url, key):
+    remote = RemoteEngine(url, "tiny", key=key)
     for options in ({"temperature": 0}, {"temperature": 0.8, "top_p": 0.9, "seed": 11}, {"seed": 2, "stop": ["e"]}):
         local = engine.chat(MESSAGES, max_tokens=20, **options)
         far = remote.chat(MESSAGES, max_tokens=20, **options)
@@ -58,13 +69,25 @@ def test_remote_and_local_answers_are_the_same(engine, url):
     assert remote.meter.requests == 6
 
 
-def test_many_clients_at_once_all_get_their_own_answer(engine, url):
+def test_remote_and_local_completions_are_the_same(engine, url, key):
+    remote = RemoteEngine(url, "tiny", key=key)
+    prompts = ["hello", "你好 w", engine.tokenizer.encode("world")]
+    for options in ({"temperature": 0}, {"temperature": 0.8, "seed": 11}, {"seed": 2, "stop": ["e"]}):
+        local = engine.generate(prompts, max_tokens=20, **options)
+        far = remote.generate(prompts, max_tokens=20, **options)
+        assert [(f.text, f.finish_reason, f.prompt_tokens) for f in far] == [
+            (c.text, c.finish_reason, c.prompt_tokens) for c in local
+        ]
+        assert "".join(chunk.text for chunk in remote.stream(prompts[0], max_tokens=20, **options)) == local[0].text
+
+
+def test_many_clients_at_once_all_get_their_own_answer(engine, url, key):
     questions = [[{"role": "user", "content": f"hello {i}"}] for i in range(12)]
     expected = [engine.chat(question, max_tokens=8, seed=i).text for i, question in enumerate(questions)]
     answers: dict[int, str] = {}
 
     def ask(i: int) -> None:
-        answers[i] = RemoteEngine(url, "tiny", key="k").chat(questions[i], max_tokens=8, seed=i).text
+        answers[i] = RemoteEngine(url, "tiny", key=key).chat(questions[i], max_tokens=8, seed=i).text
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
     for thread in threads:
@@ -74,8 +97,8 @@ def test_many_clients_at_once_all_get_their_own_answer(engine, url):
     assert [answers[i] for i in range(12)] == expected
 
 
-def test_a_wrong_key_and_a_missing_route_are_told_apart(url):
+def test_a_wrong_key_and_a_missing_route_are_told_apart(url, key):
     with pytest.raises(UserError, match="check the key"):
         RemoteEngine(url, "tiny", key="wrong").chat(MESSAGES)
     with pytest.raises(Unsupported):
-        RemoteEngine(url, "tiny", key="k").loglikelihood([("a", "b")])
+        RemoteEngine(url, "tiny", key=key).loglikelihood([("a", "b")])

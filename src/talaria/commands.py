@@ -1,0 +1,207 @@
+"""What the command line does besides running stages: recipes for own text, checks, models in and out, talking, serving.
+Rooms are imported where they are used, so that printing a recipe needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+
+from talaria.config import apply_overrides, resolve, to_toml
+from talaria.errors import UsageError, UserError
+from talaria.recipe import read_recipe, run_path
+from talaria.run import atomic_write, finished_stages
+from talaria.verify import unchecked, verify
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
+
+
+def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
+    """Write a recipe for the texts below `folder`, sized so that a whole run takes about `minutes` here."""
+    from talaria.corpus.files import find_files
+    from talaria.train.sizing import plan_own_text
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give a folder that holds your text files")
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"--minutes {minutes}: give a number above 0, e.g. --minutes 15")
+    output = output or Path(f"{folder.resolve().name}.toml")
+    if output.exists():
+        raise UserError(f"{output}: exists already; name another with --output, or delete it")
+    for reason, count in Counter(find_files([str(folder)])[1].values()).items():
+        console.print(f"left out ({count}): {reason}")
+    console.print(f"looking at {folder} and timing this machine ...")
+    plan = plan_own_text(folder, minutes)
+    paths = json.dumps(str(folder.resolve()), ensure_ascii=False)
+    atomic_write(
+        output,
+        f"""\
+# Made by `talaria init {folder}`.
+# {plan.params:,} parameters, {plan.tokens:,} training tokens ({plan.epochs:.1f} epochs).
+# Predicted on this machine: {plan.seconds / 60:.1f} minutes.
+
+[corpus]
+paths = [{paths}]
+
+[tokenizer]
+vocab_size = {plan.vocab_size}
+
+[model]
+depth = {plan.depth}
+context = {plan.context}
+
+[pretrain]
+tokens = {plan.tokens}
+batch_tokens = {plan.batch_tokens}
+validate_every_steps = 100
+
+# Conversations made from your own text teach the model to take turns: it continues what you begin.
+[conversations]
+continuations = {plan.continuations}
+
+[sft]
+epochs = 1
+batch_tokens = {plan.batch_tokens}
+replay_share = 0.25
+optimizer = {{ learning_rate = 5e-4, weight_decay = 0.0 }}
+
+[eval]
+""",
+    )
+    console.print(f"{output}: {plan.params:,} parameters, predicted {plan.seconds / 60:.1f} minutes")
+    console.print(f"next: talaria run {output}")
+
+
+def print_doctor(path: Path | None, overrides: list[str]) -> None:
+    """Print what this machine is, and what it can train: of a recipe, or a table over depths."""
+    from talaria.train.doctor import estimate_data_tokens, examine
+
+    if path is None:
+        Console().print(examine())
+        return
+    recipe = read_recipe(path, overrides)
+    entities = recipe.world.entities if recipe.world else None
+    data_tokens = estimate_data_tokens(run_path(recipe), entities, recipe.corpus.paths if recipe.corpus else [])
+    Console().print(examine(recipe.model, recipe.pretrain, recipe.tokenizer, recipe.sft, data_tokens))
+
+
+def print_recipe(path: Path, overrides: list[str]) -> None:
+    """Print the resolved recipe to standard output, as TOML."""
+    print(to_toml(read_recipe(path, overrides)), end="")
+
+
+def verify_run(run_folder: Path) -> None:
+    """Re-hash a run; UserError if anything changed."""
+    problems = verify(run_folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(
+            f"{run_folder}: {len(problems)} problem(s); put back what changed, or delete the stages named above "
+            "and run again"
+        )
+    names = ", ".join(folder.name for folder in finished_stages(run_folder))
+    print(f"{run_folder}: every hash holds, from raw text to results ({names})")
+    for name in unchecked(run_folder):
+        print(f"not checked, since it is not on this machine: {name}")
+
+
+def compare_runs(first: Path, second: Path) -> None:
+    """Print two runs side by side."""
+    from talaria.report.compare import compare_runs as compare
+
+    for run_folder in (first, second):
+        finished_stages(run_folder)  # refuses a folder that is no run
+    Console().print(compare(first, second))
+
+
+def import_model(source: Path, target: Path) -> None:
+    """Read a Hugging Face folder or .gguf file and write it as a model folder."""
+    from talaria.model.checkpoint import load_model, save_model
+    from talaria.run import atomic_folder
+
+    if target.exists():
+        raise UserError(f"{target}: exists already; choose another folder or delete it")
+    model, tokenizer = load_model(source)
+    with atomic_folder(target) as folder:
+        save_model(model, tokenizer, folder)
+    console.print(f"{target}: {model.shape.n_params():,} parameters; talk to it: talaria chat {target}")
+
+
+def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output: Path | None) -> None:
+    """Print what quantizing a model saves and costs; write the quantized model where `output` is given."""
+    from talaria.eval.fidelity import batches_of_shards, batches_of_text, compare_models, fidelity_table
+    from talaria.infer.load import load
+    from talaria.model.quantized import QuantizedTransformer, int8_instead, weight_bytes
+    from talaria.model.quantized_folder import save_quantized
+    from talaria.run import atomic_folder
+
+    if output is not None and output.exists():
+        raise UserError(f"{output}: exists already; choose another folder or delete it")
+    after = load(path, quantize=to)
+    before, tokenizer = load(path), after.tokenizer
+    assert isinstance(after.model, QuantizedTransformer)
+    window = min(after.context, 1024)
+    if text is not None:
+        batches = batches_of_text(text, tokenizer, window, n_tokens)
+    else:
+        beside = [place / "tokenizer" / "shards" for place in (path, *path.resolve().parents[:2])]
+        shards = next((place for place in beside if place.is_dir()), None)
+        if shards is None:
+            raise UserError(f"{path}: no held-out text of a run beside it; give one with --text FILE")
+        batches = batches_of_shards(shards, tokenizer, window, n_tokens)
+    fidelity = compare_models(before.model, after.model, batches)
+    Console().print(fidelity_table(fidelity, weight_bytes(before.model), weight_bytes(after.model), to))
+    wide = int8_instead(after.model)
+    if wide:
+        console.print(f"int8 instead, for INT4 takes rows of a multiple of 32 only: {', '.join(wide)}")
+    if output is not None:
+        with atomic_folder(output) as folder:
+            save_quantized(after.model, tokenizer, folder)
+        console.print(f"{output}: talk to it: talaria chat {output}")
+
+
+def chat(path: Path, system: str | None, temperature: float, top_p: float, max_tokens: int, seed: int | None) -> None:
+    """Talk to a model in the terminal."""
+    from talaria.infer.load import load
+    from talaria.infer.terminal import Continuation, run_terminal_chat
+
+    engine = load(path)
+    chats = engine.tokenizer.chat_template is not None
+    if not chats:
+        console.print("this model has no chat template: it goes on from what you type")
+    run_terminal_chat(
+        engine if chats else Continuation(engine),
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+
+
+def serve(models: list[str], keys: Path | None, overrides: list[str]) -> None:
+    """Serve models, each a path or NAME=PATH, until SIGTERM or Ctrl-C. `keys` None asks nobody for a key."""
+    from talaria.serve.server import serve_models
+    from talaria.serve.settings import ServeSettings
+
+    serve_models(models, keys, resolve(ServeSettings, apply_overrides({}, overrides), "--set"))
+
+
+def change_keys(path: Path, add: str | None = None, revoke: str | None = None) -> None:
+    """Make a key (printed to stdout alone, so that a command can keep it) or make one worthless; without, list all."""
+    from talaria.serve.keys import make_key, read_keys, revoke_key
+
+    if add is not None:
+        key = make_key(path, add)
+        console.print(f"shown only now; {path} keeps its hash:")
+        print(key)
+    elif revoke is not None:
+        revoke_key(path, revoke)
+        console.print(f"{revoke} is revoked; a running server refuses it from now on")
+    else:
+        for known in read_keys(path):
+            print(f"{known.created_at}  {known.name}")

@@ -1,0 +1,104 @@
+"""A tiny engine behind the application, in this process: no socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from random_weights import random_model
+
+from talaria.infer.contract import Chunk
+from talaria.infer.engine import Engine
+from talaria.model.shape import ModelShape
+from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.tokenizer import Tokenizer
+
+CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "tiny", "messages": [{"role": "user", "content": "hello 你好"}], "max_tokens": 12, "seed": 3},
+    TEXT: {"model": "tiny", "prompt": "hello 你", "max_tokens": 12, "seed": 3},
+    EMBED: {"model": "tiny", "input": "hello 你好"},
+}
+
+
+def tiny_engine(seed: int = 0, context: int = 64) -> Engine:
+    tokenizer = Tokenizer.train(["hello world, 你好世界 " * 20], TokenizerSettings(vocab_size=300))
+    shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, context=context)
+    return Engine(random_model(shape, seed), tokenizer)
+
+
+class Server:
+    """An application and a key; each call runs in an event loop of its own."""
+
+    def __init__(self, app: FastAPI, key: str | None) -> None:
+        self.app, self.key = app, key
+
+    def client(self, key: str | None = None, **options: Any) -> httpx.AsyncClient:
+        key = self.key if key is None else key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        transport = httpx.ASGITransport(app=self.app)
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, **options)
+
+    def call(self, method: str, path: str, key: str | None = None, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with self.client(key) as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(asyncio.wait_for(send(), 30))
+
+    def post(self, path: str, **changes: Any) -> httpx.Response:
+        return self.call("POST", path, json=BODIES[path] | changes)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run(asyncio.wait_for(work, 30))
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """The events of a stream that ended well."""
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Slow:
+    """An engine that takes `seconds` for a token and counts the tokens it made."""
+
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        self.engine, self.seconds, self.n_steps = engine, seconds, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def stream(self, *arguments: Any, **options: Any) -> Iterator[Chunk]:
+        for chunk in self.engine.stream(*arguments, **options):
+            time.sleep(self.seconds)
+            self.n_steps += 1
+            yield chunk
+
+
+async def drive(app: FastAPI, body: bytes, key: str | None, receive: Any, send: Any, path: str = CHAT) -> None:
+    """Call the application as a server does, with a client's ends of the connection in hand."""
+    headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
+    if key is not None:
+        headers.append((b"authorization", f"Bearer {key}".encode()))
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+    }
+    first = [{"type": "http.request", "body": body, "more_body": False}] if body else []
+
+    async def receive_body() -> Any:
+        return first.pop() if first else await receive()
+
+    await app(scope, receive_body, send)

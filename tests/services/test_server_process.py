@@ -1,0 +1,222 @@
+"""A real server process on a real socket: killed, stopped, left by its clients, and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from random_weights import random_model
+
+from talaria.model.checkpoint import save_model
+from talaria.model.shape import ModelShape
+from talaria.serve.keys import make_key, revoke_key
+from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.services
+CHAT = "/v1/chat/completions"
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 1}
+LONG = BODY | {"max_tokens": 900, "stream": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose greedy answer never ends by itself (with this seed), so that a long one is long."""
+    folder = tmp_path_factory.mktemp("served")
+    tokenizer = Tokenizer.train(["hello world, 你好世界 " * 20], TokenizerSettings(vocab_size=300))
+    shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=2, d_model=16, n_heads=2, context=8192)
+    save_model(random_model(shape, seed=1), tokenizer, folder / "model")
+    return folder
+
+
+class Process:
+    """`talaria serve` and a client with a key."""
+
+    def __init__(self, folder: Path, keys: Path, key: str, *arguments: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", "talaria", "serve", f"tiny={folder / 'model'}", "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            [*command, "--keys", str(keys), *arguments], stderr=subprocess.PIPE, text=True, env=os.environ | {}
+        )
+        headers = {"Authorization": f"Bearer {key}"}
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
+        deadline = time.monotonic() + 120
+        while not self.is_up():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.process.stderr
+            time.sleep(0.05)
+
+    def is_up(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def running(self) -> int:
+        rows = self.client.get("/metrics").text.splitlines()
+        return int(next(row.split()[-1] for row in rows if row.startswith("talaria_answers_running{")))
+
+    def open_files(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def wait_for(self, running: int) -> None:
+        deadline = time.monotonic() + 20
+        while self.running() != running:
+            assert time.monotonic() < deadline, f"{self.running()} answers run, not {running}"
+            time.sleep(0.02)
+
+
+@contextmanager
+def serving(folder: Path, keys: Path, key: str, *arguments: str) -> Iterator[Process]:
+    process = Process(folder, keys, key, *arguments)
+    try:
+        yield process
+    finally:
+        process.process.kill()
+        process.process.communicate()
+
+
+def text_of(lines: Iterator[str]) -> str:
+    """The text of a stream that ended well."""
+    data = [line.removeprefix("data: ") for line in lines if line]
+    assert data and data[-1] == "[DONE]", data[-2:]
+    return "".join(choice["delta"].get("content", "") for d in data[:-1] for choice in json.loads(d)["choices"])
+
+
+def test_killed_and_started_again_with_the_same_keys(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    key, revoked = make_key(keys, "kept"), make_key(keys, "revoked")
+    with serving(folder, keys, key) as server:
+        answer = server.client.post(CHAT, json=BODY).json()["choices"]
+        revoke_key(keys, "revoked")
+        with server.client.stream("POST", CHAT, json=LONG) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGKILL)
+            with pytest.raises(httpx.TransportError):
+                list(lines)
+        assert server.process.wait(10) == -signal.SIGKILL
+    with serving(folder, keys, key) as server:
+        assert server.client.post(CHAT, json=BODY).json()["choices"] == answer
+        wrong = server.client.post(CHAT, json=BODY, headers={"Authorization": f"Bearer {revoked}"})
+        assert wrong.status_code == 401
+
+
+def test_sigterm_finishes_what_streams_and_refuses_the_rest(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    key = make_key(keys, "one")
+    with serving(folder, keys, key) as server:
+        whole = text_of(iter(server.client.post(CHAT, json=LONG).text.split("\n\n")))
+        assert len(whole) > 100
+        told: list[str] = []
+
+        def read() -> None:
+            with server.client.stream("POST", CHAT, json=LONG) as response:
+                told.append(text_of(response.iter_lines()))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        server.wait_for(running=1)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        refused = server.client.post(CHAT, json=BODY)
+        assert refused.status_code == 503 and "stopping" in refused.json()["error"]["message"]
+        reader.join(60)
+        assert told == [whole], "the stream was cut"
+        assert server.process.wait(30) == 0
+
+
+def test_sigterm_waits_no_longer_than_it_is_told(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    key = make_key(keys, "one")
+    with (
+        serving(folder, keys, key, "--set", "stop_seconds=0.1") as server,
+        server.client.stream("POST", CHAT, json=LONG | {"max_tokens": 4096}) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        assert "data: [DONE]" not in _until_the_end(lines), "the stop waited for the whole answer"
+        assert server.process.wait(30) == 0
+
+
+def _until_the_end(lines: Iterator[str]) -> list[str]:
+    told = []
+    with suppress(httpx.TransportError):
+        for line in lines:
+            told.append(line)
+    return told
+
+
+def test_a_vanished_client_frees_its_place(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    key = make_key(keys, "one")
+    with serving(folder, keys, key, "--set", "running=2", "--set", "waiting=0") as server:
+        for stream in (True, False):
+            body = json.dumps(LONG | {"stream": stream}).encode()
+            head = (
+                f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n"
+            )
+            connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+            for connection in connections:
+                connection.sendall(head.encode() + body)
+            server.wait_for(running=2)
+            full = server.client.post(CHAT, json=BODY)
+            assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+            for connection in connections:
+                connection.close()
+            begun = time.monotonic()
+            server.wait_for(running=0)
+            assert time.monotonic() - begun < 2
+            assert server.client.post(CHAT, json=BODY).status_code == 200
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's part needs Linux")
+def test_a_client_that_reads_nothing_loses_its_connection(folder: Path, tmp_path: Path) -> None:
+    """Ten megabytes are asked for on one connection and none is read."""
+    keys = tmp_path / "keys.json"
+    key = make_key(keys, "one")
+    with serving(folder, keys, key, "--set", "stalled_seconds=1", "--set", "inputs=10000") as server:
+        body = json.dumps({"model": "tiny", "input": [[1]] * 2000}).encode()
+        head = (
+            f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        before = server.open_files()
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            for _ in range(10):
+                connection.sendall(head.encode() + body)
+            deadline = time.monotonic() + 60
+            while server.open_files() == before:
+                assert time.monotonic() < deadline
+            while server.open_files() > before:
+                assert time.monotonic() < deadline, "the connection is still open"
+                assert server.client.post(CHAT, json=BODY).status_code == 200
+                time.sleep(0.2)
+
+
+def test_no_keys_and_an_open_address_do_not_start(folder: Path, tmp_path: Path) -> None:
+    def refused(*arguments: str) -> str:
+        command = [sys.executable, "-m", "talaria", "serve", str(folder / "model"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+        assert done.returncode in (1, 2) and done.stderr.count("\n") <= 2, done.stderr
+        return done.stderr
+
+    assert "drop one of the two" in refused("--no-keys", "--host", "0.0.0.0")
+    assert "talaria keys add" in refused()
+    assert "requests_per_minute" in refused("--set", "request_per_minute=5")
+    assert "names two models" in refused(str(folder / "model"))
