@@ -136,9 +136,11 @@ def test_penalties_and_biases_are_their_definitions(options):
 
 def test_a_penalty_that_bars_everything_is_named():
     sampling = Sampling(logit_bias={0: -float("inf"), 1: -float("inf")})
-    penalties = Penalties(sampling, [0], 2, torch.device("cpu"))
     with pytest.raises(UserError, match="bars every token"):
-        choose_tokens(torch.zeros(1, 2), [sampling], draw_uniforms(0, 1), None, [penalties])
+        Penalties(sampling, [0], 2, torch.device("cpu"))
+    three = Penalties(sampling, [0], 3, torch.device("cpu"))
+    tokens_B, _ = choose_tokens(torch.zeros(1, 3), [sampling], draw_uniforms(0, 1), None, [three])
+    assert tokens_B.tolist() == [2]
 
 
 def test_rows_that_sample_in_different_ways_choose_as_if_alone():

@@ -35,6 +35,7 @@ from talaria.infer.decoding import run
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.likelihood import score_pairs
 from talaria.infer.prefix_store import BLOCK, PrefixStore, n_blocks_for
+from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
 from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
 from talaria.infer.scheduler import Request, Scheduler
 from talaria.infer.text_stream import TextStream
@@ -106,8 +107,7 @@ class Engine:
         The same seed gives the same answer in any company; None draws one. Raises UserError for a prompt that is empty,
         that leaves no room in the context, or that with max_tokens needs more than all memory.
         """
-        ids = self._checked(list(prompt_ids), "the prompt")
-        return self._submit(self._request(ids, "the prompt", sampling, seed))
+        return self._submit(self._request(prompt_ids, "the prompt", sampling, seed))
 
     def cancel(self, request_id: int) -> None:
         """Drop a request and free its blocks at once; it gives no more chunks. Nothing happens if it has ended."""
@@ -127,7 +127,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         *,
         max_tokens: int = 128,
         temperature: float = 1.0,
@@ -153,10 +153,9 @@ class Engine:
         sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop), **more)
         requests = []
         for index, own_seed in enumerate(_seeds(seed, len(prompts))):
-            ids = self._encode(prompts[index], f"prompt {index}")
             for answer in range(n):
                 answer_seed = None if own_seed is None else row_seed(own_seed, answer)
-                requests.append(self._request(ids, f"prompt {index}", sampling, answer_seed, whole=True))
+                requests.append(self._request(prompts[index], f"prompt {index}", sampling, answer_seed, whole=True))
         # Prompts of similar length together pad little; the longest first, so that memory peaks at the start.
         for request in sorted(requests, key=lambda r: -r.n_prompt):
             self._submit(request)
@@ -169,7 +168,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         max_tokens: int = 128,
         temperature: float = 1.0,
@@ -182,7 +181,7 @@ class Engine:
         """Continue one prompt, token by token: the same answer as `generate`, in whole characters as they come."""
         sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop), **more)
         [own_seed] = _seeds(seed, 1)
-        return self._stream(self._request(self._encode(prompt, "prompt 0"), "prompt 0", sampling, own_seed))
+        return self._stream(self._request(prompt, "prompt 0", sampling, own_seed))
 
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         """Answer a conversation (ends with a user turn) in the model's own chat format; options as in `generate`."""
@@ -196,14 +195,14 @@ class Engine:
         """The ids that `chat` continues; with `generate` they answer many conversations in batches."""
         return encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids
 
-    def loglikelihood(self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]]) -> list[LogLikelihood]:
+    def loglikelihood(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[LogLikelihood]:
         """Score each (context, continuation) with one forward pass, in batches of similar length.
 
         Context and continuation are encoded apart, so the border between them is a border of tokens: begin the
         continuation with its space. A str context comes behind the prompt prefix, as in `generate`; a context of no
         tokens becomes the bos token, or else the eos token.
         """
-        encoded = [self._encode_pair(pair, index) for index, pair in enumerate(pairs)]
+        encoded = [encode_pair(self.tokenizer, self.model.shape, pair, index) for index, pair in enumerate(pairs)]
         return score_pairs(self.model, encoded, self.max_batch_size)
 
     def _advance(self) -> None:
@@ -231,21 +230,17 @@ class Engine:
         if any(request.uniforms for request in requests):
             drawn = [request.uniforms[request.n_generated] if request.uniforms else 0.0 for request in requests]
             uniforms_B = torch.tensor(drawn, dtype=torch.float32, device=self._device)
-        tokens_B, log_probs_B = choose_tokens(
-            logits_BV,
-            [request.sampling for request in requests],
-            uniforms_B,
-            self.tokenizer.vocab_size,
-            [request.penalties for request in requests],
-        )
+        ways, penalties = [request.sampling for request in requests], [request.penalties for request in requests]
+        n_choices = self.tokenizer.vocab_size
+        tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B, n_choices, penalties)
         ended = []
         for row, (request, token, log_prob) in enumerate(
             zip(requests, tokens_B.tolist(), log_probs_B.tolist(), strict=True)
         ):
             request.ids.append(token)
             request.log_probs.append(log_prob)
-            if request.sampling.top_logprobs:
-                request.top_log_probs.append(top_log_probs(logits_BV[row], request.sampling.top_logprobs))
+            if n_top := request.sampling.top_logprobs:
+                request.top_log_probs.append(top_log_probs(logits_BV[row], n_top, n_choices))
             if request.penalties is not None:
                 request.penalties.count(token)
             if self._postprocess(request, token):
@@ -311,21 +306,15 @@ class Engine:
         finally:
             self._drop([request])
 
-    def _request(self, ids: list[int], name: str, sampling: Sampling, seed: int | None, whole: bool = False) -> Request:
-        if not ids:
-            raise UserError(f"{name} is empty and the tokenizer puts no token before it; write something")
-        room = self.context - len(ids)
-        if room < 1:
-            raise UserError(
-                f"{name} is {len(ids)} tokens long and the model's context is {self.context}; "
-                f"shorten it to at most {self.context - 1} tokens, to leave room for an answer"
-            )
+    def _request(self, prompt: Prompt, name: str, sampling: Sampling, seed: int | None, whole: bool = False) -> Request:
+        ids = encode_prompt(self.tokenizer, self.model.shape, prompt, name)
+        room = check_room(self.model.shape, ids, name)
         if any(token >= self.tokenizer.vocab_size for token in sampling.logit_bias):
             raise UserError(f"logit_bias: token ids must lie in 0..{self.tokenizer.vocab_size - 1}")
         max_tokens = min(sampling.max_tokens, room)
         uniforms = draw_uniforms(seed, max_tokens if sampling.temperature > 0 else 0).float().tolist()
         text = TextStream(sampling.stop)
-        request = Request(self._next_id, list(ids), len(ids), max_tokens, sampling, uniforms, text)
+        request = Request(self._next_id, ids, len(ids), max_tokens, sampling, uniforms, text)
         self._next_id += 1
         n_blocks = self._scheduler.cache.n_blocks
         if request.n_blocks > n_blocks:
@@ -357,43 +346,6 @@ class Engine:
         """Changes whenever an optimizer steps or weights are loaded."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
-
-    def _encode(self, text: str | Sequence[int], name: str) -> list[int]:
-        if isinstance(text, str):
-            return self.tokenizer.prompt_prefix_ids + self.tokenizer.encode(text)
-        return self._checked(list(text), name)
-
-    def _checked(self, ids: list[int], name: str) -> list[int]:
-        vocab_size = self.model.shape.vocab_size
-        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-            raise UserError(
-                f"{name}: token ids must lie in 0..{vocab_size - 1}; encode it with this engine's tokenizer"
-            )
-        return ids
-
-    def _encode_pair(
-        self, pair: tuple[str | Sequence[int], str | Sequence[int]], index: int
-    ) -> tuple[list[int], list[int]]:
-        context, continuation = pair
-        context_ids = self._encode(context, f"context {index}")
-        if not context_ids:
-            first = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
-            if first is None:
-                raise UserError(f"context {index} is empty and the tokenizer has no bos or eos token to stand for it")
-            context_ids = [first]
-        if isinstance(continuation, str):
-            continuation_ids = self.tokenizer.encode(continuation)
-        else:
-            continuation_ids = self._checked(list(continuation), f"continuation {index}")
-        if not continuation_ids:
-            raise UserError(f"continuation {index} is empty; give at least one token to score")
-        # The last token is only predicted, never read, so context + 1 tokens fit.
-        if len(context_ids) + len(continuation_ids) > self.context + 1:
-            raise UserError(
-                f"pair {index} is {len(context_ids)} + {len(continuation_ids)} tokens long and the model's context is "
-                f"{self.context}; shorten its context"
-            )
-        return context_ids, continuation_ids
 
 
 def _completion(request: Request) -> Completion:

@@ -31,16 +31,22 @@ def draw_uniforms(seed: int | None, n_tokens: int) -> Tensor:
 
 
 class Penalties:
-    """What one request's own tokens and biases do to its logits: the prompt's ids in, then each new token."""
+    """What one request's own tokens and biases do to its logits: the prompt's ids in, then each new token.
+
+    Raises UserError where a bias of -inf bars each of the n_vocab tokens.
+    """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], n_vocab: int, device: torch.device) -> None:
         self.sampling = sampling
         self._counts_V = torch.zeros(n_vocab, device=device)
         self._seen_V = torch.zeros(n_vocab, dtype=torch.bool, device=device)
-        self._seen_V[torch.tensor(prompt_ids, device=device)] = True
+        # A prompt may hold ids of rows that pad the model's vocabulary; none of them is ever chosen.
+        self._seen_V[torch.tensor([token for token in prompt_ids if token < n_vocab], device=device)] = True
         self._bias_V = torch.zeros(n_vocab, device=device)
         for token, bias in sampling.logit_bias.items():
             self._bias_V[token] = bias
+        if bool((self._bias_V == -torch.inf).all()):
+            raise UserError("logit_bias bars every token; leave at least one")
 
     def count(self, token: int) -> None:
         """Take note of a token of the answer."""
@@ -68,8 +74,7 @@ def choose_tokens(
     Takes float logits_BV, one way of sampling for all rows or one a row, and one uniform number a row (None when all
     are greedy). n_choices below V bars the ids from there on: rows that pad the vocabulary and mean nothing. Returns
     tokens_B (int64) and log_probs_B (float32): the log-softmax of the raw logits at the chosen tokens, before
-    penalties, temperature and filters. Raises UserError for logits that are NaN or +inf, and where every token is
-    barred.
+    penalties, temperature and filters. Raises UserError for logits that are NaN or +inf.
     """
     logits_BV = logits_BV.float()
     log_total_B = logits_BV.logsumexp(dim=-1)
@@ -79,8 +84,6 @@ def choose_tokens(
     if any(penalties):
         rows = [row if own is None else own.apply(row) for row, own in zip(choices_BV, penalties, strict=True)]
         choices_BV = torch.stack(rows)
-        if bool((choices_BV.amax(dim=-1) == -torch.inf).any()):
-            raise UserError("logit_bias bars every token; leave at least one")
     groups = _alike(sampling)
     if len(groups) == 1:
         tokens_B = _choose(choices_BV, groups[0][0], uniforms_B)
@@ -92,9 +95,9 @@ def choose_tokens(
     return tokens_B, logits_BV.gather(-1, tokens_B[:, None])[:, 0] - log_total_B
 
 
-def top_log_probs(logits_V: Tensor, n: int) -> TopLogProbs:
-    """The n likeliest ids of one row of raw logits, best first, each with its log-softmax."""
-    values_N, ids_N = logits_V.float().topk(min(n, len(logits_V)))
+def top_log_probs(logits_V: Tensor, n: int, n_choices: int) -> TopLogProbs:
+    """The n likeliest of the first n_choices ids of one row of raw logits, best first, each with its log-softmax."""
+    values_N, ids_N = logits_V[:n_choices].float().topk(min(n, n_choices))
     return list(zip(ids_N.tolist(), (values_N - logits_V.float().logsumexp(dim=-1)).tolist(), strict=True))
 
 
