@@ -140,6 +140,22 @@ def test_a_kept_prefix_saves_its_computation_and_changes_nothing(variant, monkey
     assert reads[-1] == [len(longer) - (len(prompt) + len(without) - 1) // 16 * 16]
 
 
+@pytest.mark.parametrize("variant", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_rows_that_go_on_from_different_places_are_read_together(variant, monkeypatch):
+    """The bug is padding that is written where a shorter row's own last token stands."""
+    model = tiny_model(variant)
+    base = [i * 11 % 256 for i in range(60)]
+    prompts = [[*base[:kept], 250, *base[:new]] for kept, new in ((48, 3), (16, 14), (32, 1), (0, 9))]
+    engine = engine_of(model)
+    answer(engine, base)
+    reads = count_reads(engine, monkeypatch)
+    ids = [engine.submit(prompt, GREEDY, None) for prompt in prompts]
+    together = finish(engine)
+    assert reads == [[4, 15, 2, 10]]
+    for prompt, request_id in zip(prompts, ids, strict=True):
+        assert_same_ids(model, prompt, answer(engine_of(model, prefix_cache=False), prompt), together[request_id])
+
+
 def test_models_that_look_back_keep_no_prefix():
     model = tiny_model({"token_shift": True, "ngram_embeddings": 2})
     engine = engine_of(model)
@@ -176,6 +192,24 @@ def test_a_long_prompt_is_read_in_chunks_and_stalls_nobody(model, monkeypatch, c
             assert all(sum(read) <= chunk for read in reads)
     assert sum(map(sum, reads)) == len(long)
     assert_same_ids(model, long, expected, got)
+
+
+@torch.no_grad()
+def test_log_probs_are_a_plain_forward_passes_through_chunks_prefixes_and_preemption(model):
+    engine = engine_of(model, cache_bytes=blocks(model, 12), prefill_chunk=9)
+    prompts = [prompt[:15] for prompt in (*PROMPTS, *PROMPTS)]
+    ids = [engine.submit(prompt, Sampling(max_tokens=60), seed) for seed, prompt in enumerate(prompts)]
+    got: dict[int, tuple[list[int], list[float]]] = {}
+    while engine.busy:
+        for request_id, chunk in engine.step():
+            tokens, log_probs = got.setdefault(request_id, ([], []))
+            tokens += chunk.token_ids
+            log_probs += chunk.log_probs
+    assert engine._scheduler.n_preempted > 0
+    for prompt, request_id in zip(prompts, ids, strict=True):
+        tokens, log_probs = got[request_id]
+        expected = model(torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert log_probs == pytest.approx(expected[range(60), tokens].tolist(), abs=1e-4)
 
 
 def test_preemption_when_memory_runs_out_changes_no_text(model):
@@ -332,6 +366,27 @@ def test_an_engine_is_usable_after_a_model_that_was_not():
     got = finish(engine)
     for prompt, request_id, tokens in zip(PROMPTS, ids, expected, strict=True):
         assert_same_ids(model, prompt, tokens, got[request_id])
+
+
+def test_a_stop_string_over_the_borders_of_tokens_ends_one_request_and_frees_it_at_once(model):
+    """Every token is one byte here, so each stop string of two characters lies over a border, "你" over two more."""
+    free = engine_of(model).generate(["one", "two"], max_tokens=40, temperature=1.5, seed=2)
+    for at in (1, 5, 9):
+        stop = free[0].text[at : at + 2]
+        engine = engine_of(model)
+        sampling = Sampling(max_tokens=40, temperature=1.5, stop=(stop,))
+        first = engine.submit(list(b"one"), sampling, 2)
+        second = engine.submit(list(b"two"), Sampling(max_tokens=40, temperature=1.5), row_seed(2, 1))
+        texts, ended = {first: "", second: ""}, []
+        while engine.busy:
+            for request_id, chunk in engine.step():
+                texts[request_id] += chunk.text
+                if chunk.finish_reason:
+                    ended.append((request_id, chunk.finish_reason))
+                    held = [] if len(ended) == 2 else [second]
+                    assert [request.id for request in engine._scheduler.rows] == held
+        assert texts == {first: free[0].text[: free[0].text.index(stop)], second: free[1].text}
+        assert ended == [(first, "stop"), (second, "length")]
 
 
 def test_a_stream_never_cuts_a_character(monkeypatch):
