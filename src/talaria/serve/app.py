@@ -28,7 +28,7 @@ try:
 except ImportError:
     raise UserError("serving needs FastAPI; install it with: pip install 'talaria-lm[serve]'") from None
 
-from talaria.infer.contract import Chunk, row_seed
+from talaria.infer.contract import Chunk, Sampling, row_seed
 from talaria.infer.engine import Engine
 from talaria.serve.keys import Keyring
 from talaria.serve.limits import Gate, Guard, Refusal
@@ -149,10 +149,10 @@ def create_app(
         prompt: Any,
     ) -> Response:
         begun, deadline = time.monotonic(), asyncio.get_running_loop().time() + settings.request_seconds
-        options = body.sampling(settings)
+        sampling = body.sampling(settings)
         prompts = await _within(deadline, encode)
         _check_prompts(prompts, model, settings)
-        answers = await _submitted(model.worker, prompts, options, body.seed)
+        answers = await _submitted(model.worker, prompts, sampling, body.seed)
         n_prompt_tokens = sum(map(len, prompts))
 
         def told(texts: list[str], n_tokens: int, first_token_at: float | None) -> None:
@@ -178,14 +178,14 @@ def encoded(model: Served, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 async def _submitted(
-    worker: Worker, prompts: Sequence[Sequence[int]], options: Mapping[str, Any], seed: int | None
+    worker: Worker, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int | None
 ) -> list[Answer[Chunk]]:
     """All prompts or none; prompt i draws with the seed that `Engine.generate` gives it."""
     answers: list[Answer[Chunk]] = []
     try:
         for index, prompt in enumerate(prompts):
             row = None if seed is None else row_seed(seed, index)
-            answers.append(worker.submit(prompt, {**options, "seed": row}))
+            answers.append(worker.submit(prompt, sampling, row))
     except (Overloaded, Stopped):
         for submitted in answers:
             await submitted.aclose()

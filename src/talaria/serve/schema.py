@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from pydantic_core import PydanticCustomError
 
 from talaria.errors import UserError
+from talaria.infer.contract import Sampling, as_stops
 from talaria.serve.settings import ServeSettings
 
 Prompt = str | list[int]
@@ -122,19 +123,18 @@ class _Sampled(_Harmless):
     def asked_max_tokens(self) -> int | None:
         return self.max_tokens
 
-    def sampling(self, limits: ServeSettings) -> dict[str, Any]:
-        """The engine's options, without the seed. Raises UserError where max_tokens is beyond the limit."""
+    def sampling(self, limits: ServeSettings) -> Sampling:
+        """How the engine is to choose tokens. Raises UserError where max_tokens is beyond the limit."""
         max_tokens = self.asked_max_tokens() or min(limits.default_max_tokens, limits.max_tokens)
         if max_tokens > limits.max_tokens:
             raise UserError(f"max_tokens: {max_tokens} is more than this server gives; ask for {limits.max_tokens}")
-        stop = self.stop or ()
-        return {
-            "max_tokens": max_tokens,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k,
-            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-        }
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k,
+            stop=as_stops(self.stop or ()),
+        )
 
 
 class ChatRequest(_Sampled):
