@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -74,6 +74,17 @@ class Sampling:
         """Whether penalties or biases act before a token is chosen."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
         return any(penalties) or bool(self.logit_bias)
+
+
+class MoreSampling(TypedDict, total=False):
+    """Options of `Sampling` that are rarely given."""
+
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: dict[int, float]
+    top_logprobs: int
 
 
 def as_stops(stop: str | Sequence[str]) -> tuple[str, ...]:

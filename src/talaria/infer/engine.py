@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 
@@ -27,6 +27,7 @@ from talaria.infer.contract import (
     FinishReason,
     LogLikelihood,
     Message,
+    MoreSampling,
     Sampling,
     as_stops,
     row_seed,
@@ -42,17 +43,6 @@ from talaria.infer.text_stream import TextStream
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
-
-
-class MoreSampling(TypedDict, total=False):
-    """Options of `Sampling` that are rarely given."""
-
-    min_p: float
-    presence_penalty: float
-    frequency_penalty: float
-    repetition_penalty: float
-    logit_bias: dict[int, float]
-    top_logprobs: int
 
 
 class Engine:

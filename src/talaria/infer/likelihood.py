@@ -1,4 +1,4 @@
-"""Log-likelihoods of given continuations: pairs of ids in, scores out, by one forward pass a batch and no cache."""
+"""Log-likelihoods of given texts: pairs of ids, or a prompt, in, scores out, by forward passes without a cache."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ from collections.abc import Sequence
 
 import torch
 
-from talaria.infer.contract import LogLikelihood
-from talaria.infer.sampling import token_log_probs
+from talaria.infer.contract import LogLikelihood, TopLogProbs
+from talaria.infer.sampling import token_log_probs, top_log_probs
 from talaria.model.transformer import Transformer
 
 # Positions run through the trunk at once, and logits held at once.
 _POSITIONS_AT_ONCE = 8192
 _LOGITS_AT_ONCE = 1 << 25
+
+PromptLogProbs = tuple[list[float], list[TopLogProbs]]
+"""Log-probabilities of all tokens of a prompt but the first, and the likeliest tokens of each of these places."""
+
+
+@torch.inference_mode()
+def prompt_log_probs(model: Transformer, ids: Sequence[int], n_top: int, n_choices: int) -> PromptLogProbs:
+    """How probable a prompt's own tokens are, and the n_top likeliest of the first n_choices ids at each place.
+
+    Needs at least one id, within the vocabulary, and at most a context of them; the lists are one shorter.
+    """
+    hidden_TD = model.hidden(torch.tensor([list(ids)], device=next(model.parameters()).device))[0, :-1]
+    targets_T = torch.tensor(ids[1:], device=hidden_TD.device)
+    n_at_once = max(1, _LOGITS_AT_ONCE // model.shape.vocab_size)
+    log_probs: list[float] = []
+    tops: list[TopLogProbs] = []
+    for part_ND, part_N in zip(torch.split(hidden_TD, n_at_once), torch.split(targets_T, n_at_once), strict=True):
+        logits_NV = model.head(part_ND).float()
+        log_probs += token_log_probs(logits_NV, part_N).tolist()
+        if n_top:
+            tops += [top_log_probs(logits_V, n_top, n_choices) for logits_V in logits_NV]
+    return log_probs, tops
 
 
 @torch.inference_mode()

@@ -5,9 +5,9 @@
     async for chunk in answer: ...            # or await answer.aclose(), which ends it and frees its memory
 
 A thread owns the engine and steps it: each step gives every running answer one token, whoever joined or left since the
-last one. Texts to embed take turns with the steps. The thread hands the pieces to the event loop that asked and never
-waits for a reader: an answer's queue holds at most its own max_tokens pieces, so one that is not read costs that much
-memory and no time of the others.
+last one. Texts to embed or to score take turns with the steps. The thread hands the pieces to the loop that asked and
+never waits for a reader: an answer's queue holds at most its own max_tokens pieces, so one that is not read costs that
+much memory and no time of the others.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from talaria.errors import UserError
 from talaria.infer.contract import Chunk, Sampling
 from talaria.infer.engine import Engine
+from talaria.infer.likelihood import PromptLogProbs, prompt_log_probs
 
 logger = logging.getLogger("talaria.serve")
 T = TypeVar("T")
@@ -129,6 +130,11 @@ class Worker:
     def embed(self, texts: Sequence[Sequence[int]]) -> Answer[list[float]]:
         """Ask for one vector (D numbers, norm 1) for each list of token ids, in order. Raises as `submit`."""
         return self._enqueue(Answer(self, (embedding(self.engine, ids) for ids in texts)))
+
+    def score(self, prompts: Sequence[Sequence[int]], n_top: int) -> Answer[PromptLogProbs]:
+        """Ask how probable each prompt's own tokens are, prompt by prompt. Raises as `submit`."""
+        engine, n_choices = self.engine, self.engine.tokenizer.vocab_size
+        return self._enqueue(Answer(self, (prompt_log_probs(engine.model, ids, n_top, n_choices) for ids in prompts)))
 
     def cancel(self, answer: Answer[Any]) -> None:
         """End an answer; one that waits leaves the line at once, one that runs leaves before the next step."""
