@@ -3,13 +3,15 @@
     python bench/throughput.py --sizes 1m 10m --pairs 15
     python bench/throughput.py --sizes 1m --rows 8 16 64
     python bench/throughput.py --sizes 135m --pairs 3
+    python bench/throughput.py --sizes 1m --dtype bfloat16
 
 The peer is `LlamaForCausalLM` with SDPA, its own loss from labels, `clip_grad_norm_` and `torch.optim.AdamW` as torch
-makes it, eager and under torch.compile: the faster of the two counts. Same shape, fp32, batch and context, random
-tokens. Each side lives in a process of its own, and the sides take turns within one run: the machine's noise hits both,
-so the ratio of a pair is steadier than either rate. Peak memory is each process's maximal resident set.
+makes it, eager and under torch.compile: the faster of the two counts. Same shape, dtype, batch and context, random
+tokens; with --dtype bfloat16 both keep fp32 weights, the peer under torch.autocast. Each side lives in a process of its
+own, and the sides take turns within one run: the machine's noise hits both, so the ratio of a pair is steadier than
+either rate. Peak memory is each process's maximal resident set.
 
-The share of peak counts 6 N + 12 L H E T operations a token against this machine's own fp32 matrix product.
+The share of peak counts 6 N + 12 L H E T operations a token against this machine's own matrix product in that dtype.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def case_of(size: str, rows: int | None) -> Case:
     return CASES[size] if rows is None else replace(CASES[size], rows=rows)
 
 
-def ours(case: Case) -> Callable[[], float]:
+def ours(case: Case, dtype: str) -> Callable[[], float]:
     """Talaria's own step as its training loops call it, with the settings' defaults."""
     import torch
 
@@ -79,7 +81,8 @@ def ours(case: Case) -> Callable[[], float]:
     from talaria.train.step import StepState, optimisation_step
 
     model = Transformer(case.shape)
-    optimizers = make_optimizers(model, OptimizerSettings(), LEARNING_RATE)
+    products = getattr(torch, dtype)
+    optimizers = make_optimizers(model, OptimizerSettings(), LEARNING_RATE, products)
     state = StepState()
     tokens_BT = torch.randint(case.shape.vocab_size, (case.rows, case.context + 1))
     inputs_BT, targets_BT = tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
@@ -88,14 +91,21 @@ def ours(case: Case) -> Callable[[], float]:
 
     def step() -> float:
         result = optimisation_step(
-            model, optimizers, batch, state, micro_rows=case.rows, rate_share=1.0, max_grad_norm=MAX_GRAD_NORM
+            model,
+            optimizers,
+            batch,
+            state,
+            micro_rows=case.rows,
+            rate_share=1.0,
+            max_grad_norm=MAX_GRAD_NORM,
+            dtype=products,
         )
         return result.loss
 
     return step
 
 
-def peer(case: Case, compiled: bool) -> Callable[[], float]:
+def peer(case: Case, compiled: bool, dtype: str) -> Callable[[], float]:
     """The loop that transformers' users write."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -119,7 +129,8 @@ def peer(case: Case, compiled: bool) -> Callable[[], float]:
     call = torch.compile(model) if compiled else model
 
     def step() -> float:
-        loss = call(input_ids=tokens_BT, labels=tokens_BT).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = call(input_ids=tokens_BT, labels=tokens_BT).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
@@ -129,12 +140,12 @@ def peer(case: Case, compiled: bool) -> Callable[[], float]:
     return step
 
 
-def work(side: str, case: Case) -> None:
+def work(side: str, case: Case, dtype: str) -> None:
     """The process of one side: trains `steps_per_turn` steps for each line on stdin and answers with a line."""
     import torch
 
     torch.manual_seed(0)
-    step = ours(case) if side == "ours" else peer(case, side == "compiled")
+    step = ours(case, dtype) if side == "ours" else peer(case, side == "compiled", dtype)
     for _ in range(WARMUP_STEPS):
         step()
     print(json.dumps({"ready": True}), flush=True)
@@ -147,17 +158,20 @@ def work(side: str, case: Case) -> None:
         print(json.dumps({"seconds": seconds, "memory": memory, "loss": loss}), flush=True)
 
 
-def measure_peak() -> float:
-    """FLOP/s of the best of a few fp32 matrix products; in a process of its own, so that this one holds no threads."""
-    code = "from talaria.train.meter import peak_flops; print(max(peak_flops.__wrapped__() for _ in range(5)))"
+def measure_peak(dtype: str) -> float:
+    """FLOP/s of the best of a few matrix products; in a process of its own, so that this one holds no threads."""
+    code = (
+        "import torch; from talaria.train.meter import peak_flops; "
+        f"print(max(peak_flops.__wrapped__(torch.{dtype}) for _ in range(5)))"
+    )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 class Side:
     """A process that trains on demand."""
 
-    def __init__(self, side: str, size: str, rows: int) -> None:
-        command = [sys.executable, __file__, "--work", side, "--sizes", size, "--rows", str(rows)]
+    def __init__(self, side: str, size: str, rows: int, dtype: str) -> None:
+        command = [sys.executable, __file__, "--work", side, "--sizes", size, "--rows", str(rows), "--dtype", dtype]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[float] = []
         self.memory = 0
@@ -185,10 +199,10 @@ class Side:
         self.process.wait()
 
 
-def compare(size: str, rows: int | None, pairs: int, sides: list[str]) -> None:
+def compare(size: str, rows: int | None, pairs: int, sides: list[str], dtype: str) -> None:
     case = case_of(size, rows)
-    peak = measure_peak()
-    running = {name: Side(name, size, case.rows) for name in sides}
+    peak = measure_peak(dtype)
+    running = {name: Side(name, size, case.rows, dtype) for name in sides}
     for i in range(pairs):
         # Alternate who goes first, so that a slow drift of the machine favours neither.
         for name in sides if i % 2 == 0 else sides[::-1]:
@@ -201,7 +215,7 @@ def compare(size: str, rows: int | None, pairs: int, sides: list[str]) -> None:
     tokens = case.steps_per_turn * case.rows * case.context
     print(
         f"{size}: {case.shape.n_params() / 1e6:.2f}M parameters, {case.rows} x {case.context} tokens, {pairs} pairs, "
-        f"peak {peak / 1e9:.0f} GFLOP/s"
+        f"{dtype}, peak {peak / 1e9:.0f} GFLOP/s"
     )
     for name, side in running.items():
         rate = tokens / statistics.median(side.seconds)
@@ -225,6 +239,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rows", nargs="+", type=int, default=[None], help="rows a batch, instead of each size's own")
     parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every side alike")
     parser.add_argument(
         "--sides", nargs="+", choices=["ours", "eager", "compiled"], default=["ours", "eager", "compiled"]
@@ -232,12 +247,12 @@ def main() -> None:
     parser.add_argument("--work", choices=["ours", "eager", "compiled"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.work, case_of(arguments.sizes[0], arguments.rows[0]))
+        work(arguments.work, case_of(arguments.sizes[0], arguments.rows[0]), arguments.dtype)
         return
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     for size in arguments.sizes:
         for rows in arguments.rows:
-            compare(size, rows, arguments.pairs, arguments.sides)
+            compare(size, rows, arguments.pairs, arguments.sides, arguments.dtype)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ context = 128
 
 [pretrain]
 tokens = 20480
+dtype = "float32"
 batch_tokens = 1024
 micro_batch_tokens = 512
 validate_every_steps = 10
@@ -48,6 +49,7 @@ optimizer = { learning_rate = 3e-3 }
 
 [sft]
 limit = 60
+dtype = "float32"
 epochs = 1
 batch_tokens = 1024
 micro_batch_tokens = 512

@@ -30,9 +30,9 @@ def told(*arguments: object, **options: object) -> list[str]:
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "talaria.train.doctor.probe", lambda shape, rows, context, micro_rows, optimizer: rows * context / 100
+        "talaria.train.doctor.probe", lambda shape, rows, context, micro_rows, optimizer, dtype: rows * context / 100
     )
-    monkeypatch.setattr("talaria.train.doctor.peak_flops", lambda: 1e9)
+    monkeypatch.setattr("talaria.train.doctor.peak_flops", lambda dtype: 1e9)
 
 
 def test_epochs_are_of_the_data_not_of_an_invented_size() -> None:

@@ -23,7 +23,9 @@ from talaria.train.settings import PretrainSettings
 from talaria.verify import verify
 
 MODEL = ModelSettings(depth=1, d_model=16, n_heads=2, context=16)
-SETTINGS = PretrainSettings(tokens=6 * 64, batch_tokens=64, noise_scale_every_steps=None, checkpoint_every_seconds=1e-9)
+SETTINGS = PretrainSettings(
+    tokens=6 * 64, batch_tokens=64, noise_scale_every_steps=None, checkpoint_every_seconds=1e-9, dtype="float32"
+)
 
 
 def run(at: Path, tokens: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from talaria.model.attention_bf16 import bf16_attention, bf16_products_are_faster
 from talaria.model.linear import Linear
 from talaria.model.norms import RMSNorm
 from talaria.model.shape import ModelShape
@@ -102,8 +103,11 @@ class Attention(nn.Module):
         if mask is None and T not in (1, S):
             # With a cache the queries are the last T of S positions; is_causal would align them with the first.
             mask = torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
-        y_BHTE = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=H != K
-        )
+        if bf16_products_are_faster(queries, keys):
+            y_BHTE = bf16_attention(queries, keys, values, mask)
+        else:
+            y_BHTE = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=H != K
+            )
         y: Tensor = self.out(y_BHTE.transpose(1, 2).reshape(B, T, shape.d_attention))
         return y

@@ -49,7 +49,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):
+        if x.device.type == "cpu" and self.weight.dtype in (torch.float32, torch.float64):
+            x = x.to(self.weight.dtype)  # the products of a bf16 training run are bf16
             if not torch.is_grad_enabled():  # the same numbers, without a Function's cost at each of a token's layers
                 return x * _reciprocal_rms(x, self.eps) * self.weight
             y: Tensor = _RMSNormOnCPU.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]

@@ -21,6 +21,8 @@ from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import INDEX, Shards
 from talaria.train.meter import peak_flops
+from talaria.train.precision import dtype_name, training_dtype
+from talaria.train.session import training_device
 from talaria.train.settings import PretrainSettings, SftSettings, TrainingPlan, plan_pretraining
 from talaria.train.sizing import probe
 
@@ -82,11 +84,9 @@ def examine(
         shape, plan = row.shape, row.plan
         if model is not None or shape.n_layers in _PROBED_DEPTHS:
             n = min(plan.rows, max(1, 4096 // plan.context))
-            rate = (
-                n
-                * plan.context
-                / probe(shape, n, plan.context, min(plan.micro_rows, n), (pretrain or PretrainSettings()).optimizer)
-            )
+            settings = row.pretrain
+            micro_rows = min(plan.micro_rows, n)
+            rate = n * plan.context / probe(shape, n, plan.context, micro_rows, settings.optimizer, settings.dtype)
             rate_of_flops = rate * shape.flops_per_token(plan.context)
             shown = f"{rate:,.0f}"
         else:
@@ -131,7 +131,8 @@ def training_bytes(shape: ModelShape, rows: int, context: int, pretrain: Pretrai
     """Peak bytes of a training step; the logits are held a chunk at a time, so they are taken out of the shape's
     general estimate."""
     settings = pretrain or PretrainSettings()
-    whole = shape.training_memory_bytes(rows, context, optimizer=settings.optimizer.name, dtype=settings.dtype)
+    dtype = dtype_name(training_dtype(settings.dtype, training_device()))
+    whole = shape.training_memory_bytes(rows, context, optimizer=settings.optimizer.name, dtype=dtype)
     return whole - 3 * 4 * rows * context * shape.vocab_size + 3 * 4 * (1 << 22)
 
 
@@ -143,9 +144,10 @@ def disk_bytes(shape: ModelShape, tokens: int) -> int:
 def _machine() -> Text:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     disk = shutil.disk_usage(Path.cwd())
+    dtype = training_dtype("auto", training_device())
     lines = [
         f"processor  {platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch uses "
-        f"{torch.get_num_threads()} threads, {peak_flops() / 1e9:,.0f} GFLOP/s in fp32",
+        f"{torch.get_num_threads()} threads, {peak_flops(dtype) / 1e9:,.0f} GFLOP/s in {dtype_name(dtype)}",
         f"GPU        {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
         f"memory     {_gigabytes(memory)}",
         f"disk       {_gigabytes(disk.free)} free at {Path.cwd()}",

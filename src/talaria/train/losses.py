@@ -32,7 +32,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         n, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
-        weight_cast_VD = weight_VD.to(hidden_ND.dtype)
+        # Inside a Function autocast does not choose for us: out= and in-place products keep their operands' dtype.
+        device = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+        products_ND, weight_cast_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
         with_grad = any(ctx.needs_input_grad)
         grad_hidden_ND = torch.empty_like(hidden_ND) if with_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD) if with_grad else None
@@ -40,7 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=hidden_ND.device)
         chunk = max(_MIN_CHUNK, _CHUNK_LOGITS // vocab_size)
         for start in range(0, n, chunk):
-            hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
+            hidden_CD, targets_C = products_ND[start : start + chunk], targets_N[start : start + chunk]
             logits_CV = product(hidden_CD, weight_cast_VD).to(exact)
             probs_CV = torch.softmax(logits_CV, dim=-1)
             # log sum exp from the likeliest token, whose probability never rounds to 0: no second pass of exponentials.
@@ -49,8 +52,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden_ND is not None and grad_weight_VD is not None:
                 grad_logits_CV = probs_CV
                 grad_logits_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0
-                grad_logits_CV = grad_logits_CV.to(hidden_ND.dtype)
-                torch.mm(grad_logits_CV, weight_cast_VD, out=grad_hidden_ND[start : start + chunk])
+                grad_logits_CV = grad_logits_CV.to(dtype)
+                grad_hidden_ND[start : start + chunk] = grad_logits_CV @ weight_cast_VD
                 if grad_weight_VD.dtype == grad_logits_CV.dtype:
                     grad_weight_VD.addmm_(grad_logits_CV.T, hidden_CD)
                 else:

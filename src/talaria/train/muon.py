@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
     An update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the RMS of AdamW's (Liu et al. 2025, section
     2.2). `rows_of` names, for a parameter that holds several matrices, the rows of each. Matrices of equal shape,
-    lying or standing, share one batched product. float32 on a CPU; on a GPU the iteration runs in bfloat16.
+    lying or standing, share one batched product. The iteration runs in `dtype`, for which bfloat16 is exact enough.
     """
 
     def __init__(
@@ -51,9 +51,10 @@ class Muon(torch.optim.Optimizer):
         rows_of: Mapping[nn.Parameter, tuple[int, ...]],
         momentum: float = 0.95,
         newton_schulz_steps: int = 5,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self._rows_of, self._steps = rows_of, newton_schulz_steps
+        self._rows_of, self._steps, self._dtype = rows_of, newton_schulz_steps, dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -78,9 +79,8 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, shape: torch.Size, pairs: list[tuple[Tensor, Tensor]], rate: float) -> None:
         at_once = max(1, _MAX_STACKED // shape.numel())
-        dtype = torch.bfloat16 if pairs[0][0].is_cuda else torch.float32
         for start in range(0, len(pairs), at_once):
             some = pairs[start : start + at_once]
-            updates = orthogonalised(torch.stack([part for _, part in some]), self._steps, dtype)
+            updates = orthogonalised(torch.stack([part for _, part in some]), self._steps, self._dtype)
             for (weight, _), update in zip(some, updates, strict=True):
                 weight.add_(update, alpha=-rate * 0.2 * math.sqrt(max(shape)))

@@ -14,10 +14,11 @@ from talaria.train.settings import OptimizerSettings
 
 
 def make_optimizers(
-    model: Transformer, settings: OptimizerSettings, learning_rate: float
+    model: Transformer, settings: OptimizerSettings, learning_rate: float, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019) for all parameters, or for all but the hidden matrices, which take Muon
-    (Jordan et al. 2024). Matrices decay, vectors do not. Each group keeps its peak rate as `peak_rate`."""
+    (Jordan et al. 2024), whose products are of `dtype`. Matrices decay, vectors do not. Each group keeps its peak rate
+    as `peak_rate`."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     by_muon = {name for name, p in named if settings.name == "muon" and p.ndim == 2 and _is_hidden(name)}
     adamw = torch.optim.AdamW(
@@ -42,6 +43,7 @@ def make_optimizers(
         weight_decay=settings.weight_decay,
         rows_of=model.fused_rows(),
         newton_schulz_steps=settings.newton_schulz_steps,
+        dtype=dtype,
     )
     return {"adamw": adamw, "muon": muon}
 

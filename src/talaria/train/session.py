@@ -18,10 +18,9 @@ from talaria.train import parallel
 from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from talaria.train.meter import Meter
 from talaria.train.optim import make_optimizers, rate_share
+from talaria.train.precision import dtype_name, training_dtype
 from talaria.train.settings import OptimizerSettings, TrainingPlan
 from talaria.train.step import StepResult, StepState, optimisation_step, summed_loss
-
-_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class Batches(Protocol):
@@ -57,9 +56,9 @@ class Session:
         self.memory: dict[str, Any] = {}
         self.step, self.tokens, self.positions = 0, 0, 0
         self._settings = optimizer
-        self._optimizers = make_optimizers(self.model, optimizer, plan.learning_rate)
+        self._dtype = training_dtype(dtype, training_device())
+        self._optimizers = make_optimizers(self.model, optimizer, plan.learning_rate, self._dtype)
         self._state = StepState()
-        self._autocast = _DTYPES[dtype]
         self._document_attention = document_attention
         self._checkpoint_every_seconds = checkpoint_every_seconds
         if saved := checkpoints(folder / "checkpoints"):
@@ -78,7 +77,7 @@ class Session:
             plan.steps,
             self.step,
             self.model.shape.flops_per_token(plan.context),
-            self._autocast or torch.float32,
+            self._dtype,
             parallel.world_size(),
             show=self._is_first,
         )
@@ -101,7 +100,7 @@ class Session:
             max_grad_norm=self._settings.max_grad_norm,
             document_attention=self._document_attention,
             measure_noise=measure_noise,
-            autocast=self._autocast,
+            dtype=self._dtype,
         )
         self.step += 1
         self.tokens, self.positions = self.tokens + result.n_tokens, self.positions + result.n_positions
@@ -163,6 +162,7 @@ class Session:
                 **own,
                 **{f"{key}_total": _sum(value, before.get(f"{key}_total")) for key, value in own.items()},
                 "seed": self.seed,
+                "dtype": dtype_name(self._dtype),
                 "plan": self.plan.model_dump(),
             }
             atomic_write(self.folder / "training.json", to_json(cost | record))

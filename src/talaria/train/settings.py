@@ -46,7 +46,8 @@ class PretrainSettings(Settings):
     document_attention: bool = True
     """Positions and attention start anew at each document, so packing does not change a document's loss."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; "auto" is bfloat16 on a machine that multiplies it faster. Weights are fp32 always."""
     compile: bool = False
     noise_scale_every_steps: int | None = Field(default=20, gt=0)
     validate_every_steps: int | None = Field(default=None, gt=0)
@@ -70,7 +71,8 @@ class SftSettings(Settings):
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of each batch's rows taken from the pretraining text, against forgetting."""
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=None, weight_decay=0.0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; "auto" is bfloat16 on a machine that multiplies it faster. Weights are fp32 always."""
     compile: bool = False
     validate_every_steps: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)

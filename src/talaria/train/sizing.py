@@ -27,6 +27,7 @@ from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import Shards, write_shards
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.optim import make_optimizers
+from talaria.train.precision import training_dtype
 from talaria.train.session import on_device, training_device
 from talaria.train.settings import OptimizerSettings
 from talaria.train.step import StepState, optimisation_step
@@ -69,12 +70,14 @@ def probe(
     context: int,
     micro_rows: int,
     optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
+    dtype: str = "auto",
     steps: int = 4,
 ) -> float:
     """Seconds of one optimisation step of `rows` x `context` tokens on this machine: the median after one warm-up."""
     device = training_device()
     model = Transformer(shape, torch.Generator().manual_seed(0)).to(device)
-    optimizers = make_optimizers(model, optimizer, 1e-3)
+    products = training_dtype(dtype, device)
+    optimizers = make_optimizers(model, optimizer, 1e-3, products)
     tokens = torch.randint(shape.vocab_size, (rows, context + 1), generator=torch.Generator().manual_seed(0))
     documents = torch.arange(context).expand(rows, -1) // max(1, context // 2)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, torch.ones(rows, context, dtype=torch.bool))
@@ -90,6 +93,7 @@ def probe(
             rate_share=1.0,
             max_grad_norm=1.0,
             document_attention=True,
+            dtype=products,
         )
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])

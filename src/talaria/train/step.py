@@ -88,9 +88,9 @@ def optimisation_step(
     max_grad_norm: float,
     document_attention: bool = False,
     measure_noise: bool = False,
-    autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> StepResult:
-    """One update from this rank's rows of the global batch. `autocast` runs matrix products in that dtype.
+    """One update from this rank's rows of the global batch. Matrix products are of `dtype`.
 
     Raises UserError after ten steps in a row without a finite loss and gradient.
     """
@@ -105,7 +105,7 @@ def optimisation_step(
         raise UserError("a batch without a single counted token; check the conversations' assistant turns")
 
     def loss_of(micro: Batch) -> Tensor:
-        with torch.autocast(micro.inputs_BT.device.type, dtype=autocast, enabled=autocast is not None):
+        with torch.autocast(micro.inputs_BT.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return summed_loss(model, micro, document_attention)
 
     total, first_square = 0.0, 0.0
