@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from talaria.errors import UsageError, UserError
-from talaria.infer.contract import row_seed
+from talaria.infer.contract import Sampling, row_seed
 from talaria.infer.engine import Engine
+from talaria.infer.kv_cache import KVCache
 
 from .conftest import GPT2, LLAMA, ByteTokenizer, tiny_model
+from .test_sampling import reference_penalties
 
 PROMPTS = ["a", "hello there", "你好，世界", "x" * 40, "emoji 🙂 end", "two\nlines", "0123456789" * 3, "hello there"]
 
@@ -79,7 +81,8 @@ def test_rows_that_leave_early_do_not_disturb_the_others(model):
 def test_small_batches_and_small_caches_give_the_same_answers(model):
     wide = Engine(model, ByteTokenizer()).generate(PROMPTS, max_tokens=20, temperature=0)
     narrow = Engine(model, ByteTokenizer(), max_batch_size=3).generate(PROMPTS, max_tokens=20, temperature=0)
-    tight = Engine(model, ByteTokenizer(), cache_bytes=1).generate(PROMPTS, max_tokens=20, temperature=0)
+    two_rows = 8 * KVCache.bytes_per_block(model.shape, torch.float32)
+    tight = Engine(model, ByteTokenizer(), cache_bytes=two_rows).generate(PROMPTS, max_tokens=20, temperature=0)
     assert [c.token_ids for c in wide] == [c.token_ids for c in narrow] == [c.token_ids for c in tight]
 
 
@@ -165,6 +168,29 @@ def test_ids_beyond_the_tokenizer_are_never_chosen():
     completions = Engine(model, ByteTokenizer()).generate(PROMPTS, max_tokens=20, temperature=1.5, seed=0)
     completions += Engine(model, ByteTokenizer()).generate(PROMPTS, max_tokens=20, temperature=0)
     assert max(max(c.token_ids) for c in completions) < 257
+    # A prompt may hold one all the same, and the likeliest tokens are told among those that can be chosen.
+    options = {"max_tokens": 3, "presence_penalty": 1.0, "top_logprobs": 300}
+    [completion] = Engine(model, ByteTokenizer()).generate([[300, 1]], seed=0, **options)
+    assert [sorted(token for token, _ in top) for top in completion.top_log_probs] == [list(range(257))] * 3
+    with torch.no_grad():
+        logits_V = model(torch.tensor([[300, 1]]))[0, -1]
+    assert completion.log_probs[0] == pytest.approx(float(logits_V.log_softmax(-1)[completion.token_ids[0]]), abs=1e-4)
+
+
+@torch.no_grad()
+def test_penalised_greedy_is_what_whole_forward_passes_and_the_definitions_give(engine):
+    """The bug is a count that misses the prompt, the newest token, or that a neighbour's tokens get into."""
+    options = {"presence_penalty": 0.5, "frequency_penalty": 0.3, "repetition_penalty": 1.2, "logit_bias": {65: 3.0}}
+    prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
+    for prompt, completion in zip(
+        prompts, engine.generate(prompts, max_tokens=20, temperature=0, **options), strict=True
+    ):
+        answer: list[int] = []
+        for token in completion.token_ids:
+            logits = engine.model(torch.tensor([prompt + answer]))[0, -1].tolist()
+            changed = reference_penalties(logits, prompt, answer, Sampling(**options))
+            assert changed[token] > max(changed) - 1e-4
+            answer.append(token)
 
 
 def test_stream_and_generate_tell_the_same_story(engine):

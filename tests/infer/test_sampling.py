@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from talaria.errors import UserError
+from talaria.errors import UsageError, UserError
 from talaria.infer.contract import Sampling, row_seed
-from talaria.infer.sampling import choose_tokens, draw_uniforms
+from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms
 
 LOGITS_V = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).log()
 
@@ -83,3 +83,90 @@ def test_draws_depend_on_the_seed_alone():
     assert draw_uniforms(None, 10).tolist() != draw_uniforms(None, 10).tolist()
     assert row_seed(5, 0) == 5
     assert len({row_seed(seed, index) for seed in range(20) for index in range(50)}) == 1000
+
+
+def test_min_p_keeps_what_is_probable_enough_beside_the_best():
+    assert frequencies(Sampling(min_p=0.5)).tolist() == pytest.approx([0.625, 0.375, 0, 0, 0], abs=0.018)
+    kept = [0.5 / 0.9, 0.3 / 0.9, 0.1 / 0.9, 0, 0]
+    assert frequencies(Sampling(min_p=0.15)).tolist() == pytest.approx(kept, abs=0.018)
+    assert frequencies(Sampling(min_p=1.0)).tolist() == [1, 0, 0, 0, 0]
+    both = Sampling(min_p=0.15, top_k=2)
+    assert frequencies(both).tolist() == pytest.approx([0.625, 0.375, 0, 0, 0], abs=0.018)
+
+
+def reference_penalties(logits: list[float], prompt: list[int], answer: list[int], sampling: Sampling) -> list[float]:
+    """The definitions, token by token (Hugging Face's repetition penalty, OpenAI's presence and frequency)."""
+    changed = list(logits)
+    for token in range(len(logits)):
+        if token in prompt or token in answer:
+            factor = sampling.repetition_penalty
+            changed[token] = logits[token] / factor if logits[token] > 0 else logits[token] * factor
+        if token in answer:
+            changed[token] -= sampling.presence_penalty
+        changed[token] -= sampling.frequency_penalty * answer.count(token)
+        changed[token] += sampling.logit_bias.get(token, 0.0)
+    return changed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": 0.7},
+        {"frequency_penalty": -0.4},
+        {"repetition_penalty": 1.3},
+        {"logit_bias": {3: 2.5, 4: -float("inf")}},
+        {"presence_penalty": 1.0, "frequency_penalty": 0.3, "repetition_penalty": 0.8, "logit_bias": {0: -1.0}},
+    ],
+)
+def test_penalties_and_biases_are_their_definitions(options):
+    sampling, prompt, answer = Sampling(**options), [1, 2, 2], [2, 3, 3, 3]
+    logits_V = torch.tensor([1.0, 2.0, -1.5, 0.5, -0.25, 3.0])
+    penalties = Penalties(sampling, prompt, 6, torch.device("cpu"))
+    for token in answer:
+        penalties.count(token)
+    expected = reference_penalties(logits_V.tolist(), prompt, answer, sampling)
+    assert penalties.apply(logits_V).tolist() == pytest.approx(expected, abs=1e-6)
+    # In a batch they act on their own row alone, and leave the log-probabilities to the raw model.
+    greedy = Sampling(temperature=0, **options)
+    rows = torch.stack([logits_V, logits_V])
+    tokens_B, log_probs_B = choose_tokens(rows, [greedy, Sampling(temperature=0)], None, None, [penalties, None])
+    assert tokens_B.tolist() == [max(range(6), key=expected.__getitem__), 5]
+    assert log_probs_B.tolist() == pytest.approx(logits_V.log_softmax(-1)[tokens_B].tolist(), abs=1e-6)
+
+
+def test_a_penalty_that_bars_everything_is_named():
+    sampling = Sampling(logit_bias={0: -float("inf"), 1: -float("inf")})
+    with pytest.raises(UserError, match="bars every token"):
+        Penalties(sampling, [0], 2, torch.device("cpu"))
+    three = Penalties(sampling, [0], 3, torch.device("cpu"))
+    tokens_B, _ = choose_tokens(torch.zeros(1, 3), [sampling], draw_uniforms(0, 1), None, [three])
+    assert tokens_B.tolist() == [2]
+
+
+def test_rows_that_sample_in_different_ways_choose_as_if_alone():
+    logits_BV = torch.randn(12, 50, generator=torch.Generator().manual_seed(3)) * 3
+    ways = [Sampling(temperature=0), Sampling(temperature=0.5), Sampling(top_k=3), Sampling(top_p=0.6), Sampling()]
+    ways = [ways[row % 5] for row in range(12)]
+    uniforms_B = draw_uniforms(2, 12).float()
+    tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B)
+    for row in range(12):
+        token, log_prob = choose_tokens(logits_BV[row : row + 1], ways[row], uniforms_B[row : row + 1])
+        assert token.tolist() == [int(tokens_B[row])]
+        assert log_prob.tolist() == pytest.approx([float(log_probs_B[row])], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"min_p": 1.1},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"repetition_penalty": 0.0},
+        {"logit_bias": {1: float("inf")}},
+        {"logit_bias": {-1: 1.0}},
+        {"top_logprobs": -1},
+    ],
+)
+def test_options_without_a_meaning_are_refused(bad):
+    with pytest.raises(UsageError, match=next(iter(bad))):
+        Sampling(**bad)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from serve.tiny_server import BODIES, CHAT, EMBED, Slow, drive
-from talaria.infer.contract import Chunk
+from talaria.errors import UserError
+from talaria.infer.contract import Chunk, Sampling
 from talaria.serve.worker import Overloaded, Stopped, Worker
 
 LONG = json.dumps(BODIES[CHAT] | {"max_tokens": 40}).encode()
@@ -143,13 +144,13 @@ def test_a_crowd_gets_its_own_answers_each(served, engine):
     assert server.run(crowd()) == expected
 
 
-def test_an_engine_that_fails_ends_one_request_and_not_the_server(served, engine, caplog):
+def test_an_engine_that_fails_ends_what_it_ran_and_not_the_server(served, engine, caplog):
     class Broken(Slow):
-        def stream(self, prompt: Any, **options: Any):
-            for chunk in self.engine.stream(prompt, **options):
-                yield chunk
-                if options["max_tokens"] == 13:
-                    raise RuntimeError("kernel panic")
+        def step(self) -> list[tuple[int, Chunk]]:
+            chunks = super().step()
+            if any(request.max_tokens == 13 and request.n_generated > 1 for request in engine._requests.values()):
+                raise RuntimeError("kernel panic")
+            return chunks
 
     server = served({"tiny": Broken(engine, 0)})
     response = server.post(CHAT, max_tokens=13)
@@ -169,7 +170,7 @@ def test_a_short_answer_does_not_wait_for_a_long_one(engine):
     order: list[str] = []
 
     async def read(name: str, n_tokens: int) -> list[Chunk]:
-        chunks = [chunk async for chunk in worker.submit(prompt, {"max_tokens": n_tokens, "seed": 3})]
+        chunks = [chunk async for chunk in worker.submit(prompt, Sampling(max_tokens=n_tokens), 3)]
         order.append(name)
         return chunks
 
@@ -182,18 +183,67 @@ def test_a_short_answer_does_not_wait_for_a_long_one(engine):
     assert order == ["short", "long"]
 
 
+def test_answers_share_the_steps_of_the_engine_and_join_in_the_middle(engine):
+    questions = [engine.chat_prompt([{"role": "user", "content": f"hello {i}"}]) for i in range(8)]
+    expected = engine.generate(questions, max_tokens=20, seed=list(range(8)))
+    slow = Slow(engine, 0.01)
+    worker = Worker(slow, max_running=8)  # type: ignore[arg-type]
+
+    async def read(i: int, texts: dict[int, str]) -> None:
+        if i >= 4:
+            await until(lambda: slow.n_steps >= 5)
+        async for chunk in worker.submit(questions[i], Sampling(max_tokens=20), i):
+            texts[i] = texts.get(i, "") + chunk.text
+
+    async def all_of_them() -> dict[int, str]:
+        texts: dict[int, str] = {}
+        await asyncio.gather(*(read(i, texts) for i in range(8)))
+        return texts
+
+    texts = asyncio.run(all_of_them())
+    worker.stop()
+    assert [texts[i] for i in range(8)] == [completion.text for completion in expected]
+    longest = max(len(completion.token_ids) for completion in expected)
+    assert slow.n_steps <= 5 + 3 + longest < sum(len(completion.token_ids) for completion in expected) / 2
+
+
+def test_a_prompt_that_the_engine_refuses_ends_alone_and_a_closed_answer_frees_its_blocks(engine):
+    worker = Worker(Slow(engine, 0.01))  # type: ignore[arg-type]
+    prompt = engine.chat_prompt(BODIES[CHAT]["messages"])
+    scheduler = engine._scheduler
+
+    async def ask() -> list[Chunk]:
+        good = worker.submit(prompt, Sampling(max_tokens=40), 3)
+        closed = worker.submit(prompt, Sampling(max_tokens=40), 4)
+        bad = worker.submit([10**9], Sampling(max_tokens=40), 3)
+        with pytest.raises(UserError, match="token ids must lie"):
+            await anext(bad)
+        chunks = [await anext(good)]
+        await anext(closed)
+        await closed.aclose()
+        await until(lambda: len(scheduler.rows) == 1, 1)
+        chunks += [chunk async for chunk in good]
+        return chunks
+
+    assert (
+        "".join(chunk.text for chunk in asyncio.run(ask())) == engine.generate([prompt], max_tokens=40, seed=3)[0].text
+    )
+    worker.stop()
+    assert not engine.busy and scheduler.n_free_blocks == scheduler.cache.n_blocks
+
+
 def test_stopping_finishes_what_streams_within_its_time_and_ends_the_rest(engine):
     prompt = engine.chat_prompt(BODIES[CHAT]["messages"])
 
     async def stop_midway(seconds: float) -> tuple[list[Chunk], Exception | None]:
         worker = Worker(Slow(engine, 0.01), max_running=1, max_waiting=0)  # type: ignore[arg-type]
-        answer, chunks = worker.submit(prompt, {"max_tokens": 30, "seed": 3}), []
+        answer, chunks = worker.submit(prompt, Sampling(max_tokens=30), 3), []
         with pytest.raises(Overloaded):
-            worker.submit(prompt, {})
+            worker.submit(prompt, Sampling(), None)
         stopping = asyncio.create_task(asyncio.to_thread(worker.stop, seconds))
         await asyncio.sleep(0.03)
         with pytest.raises(Stopped):
-            worker.submit(prompt, {})
+            worker.submit(prompt, Sampling(), None)
         try:
             async for chunk in answer:
                 chunks.append(chunk)
@@ -215,7 +265,7 @@ def test_closing_an_answer_that_was_never_read_frees_its_place(engine):
 
     async def close_and_ask() -> None:
         for _ in range(3):
-            await worker.submit(prompt, {"max_tokens": 40, "seed": 3}).aclose()
+            await worker.submit(prompt, Sampling(max_tokens=40), 3).aclose()
             await until(lambda: worker.n_running + worker.n_waiting == 0, 1)
 
     asyncio.run(close_and_ask())

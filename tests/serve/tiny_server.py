@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 import httpx
@@ -66,7 +66,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 
 
 class Slow:
-    """An engine that takes `seconds` for a token and counts the tokens it made."""
+    """An engine that takes `seconds` for a step and counts those that made a token."""
 
     def __init__(self, engine: Engine, seconds: float) -> None:
         self.engine, self.seconds, self.n_steps = engine, seconds, 0
@@ -74,11 +74,11 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def stream(self, *arguments: Any, **options: Any) -> Iterator[Chunk]:
-        for chunk in self.engine.stream(*arguments, **options):
-            time.sleep(self.seconds)
-            self.n_steps += 1
-            yield chunk
+    def step(self) -> list[tuple[int, Chunk]]:
+        time.sleep(self.seconds)
+        chunks = self.engine.step()
+        self.n_steps += bool(chunks)
+        return chunks
 
 
 async def drive(app: FastAPI, body: bytes, key: str | None, receive: Any, send: Any, path: str = CHAT) -> None:

@@ -101,4 +101,23 @@ def test_a_wrong_key_and_a_missing_route_are_told_apart(url, key):
     with pytest.raises(UserError, match="check the key"):
         RemoteEngine(url, "tiny", key="wrong").chat(MESSAGES)
     with pytest.raises(Unsupported):
-        RemoteEngine(url, "tiny", key=key).loglikelihood([("a", "b")])
+        RemoteEngine(url, "tiny", key=key).loglikelihood([("", "b")])
+
+
+def test_remote_and_local_log_likelihoods_are_the_same(engine, url, key):
+    pairs = [("hello", " world"), ("你好", " world"), ("hello world", ", hello")]
+    [greedy] = engine.generate(["hello world"], max_tokens=1, temperature=0)
+    pairs.append(("hello world", greedy.text))
+    local = engine.loglikelihood(pairs)
+    far = RemoteEngine(url, "tiny", key=key).loglikelihood(pairs)
+    assert [(f.n_tokens, f.is_greedy) for f in far] == [(c.n_tokens, c.is_greedy) for c in local]
+    assert [f.log_prob for f in far] == pytest.approx([c.log_prob for c in local], abs=1e-4)
+    assert {c.is_greedy for c in local} == {True, False}
+
+
+def test_remote_ways_of_sampling_are_the_engines(engine, url, key):
+    remote = RemoteEngine(url, "tiny", key=key)
+    for options in ({"min_p": 0.2}, {"presence_penalty": 1.5, "frequency_penalty": 0.5}, {"logit_bias": {40: 5.0}}):
+        local = engine.generate(["hello", "你好"], max_tokens=20, seed=4, n=2, **options)
+        far = remote.generate(["hello", "你好"], max_tokens=20, seed=4, n=2, **options)
+        assert [f.text for f in far] == [c.text for c in local]

@@ -1,86 +1,61 @@
-"""One batch on its way from prompts to answers: run the model on every row, choose a token a row, let rows leave.
+"""One step of the model for a plan: logits for every row that is to get a token.
 
-Legend: B rows still running, T prompt positions, V vocabulary.
+Legend: B rows, T prompt positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from talaria.infer.contract import Sampling
 from talaria.infer.kv_cache import KVCache
-from talaria.infer.sampling import choose_tokens, draw_uniforms
-from talaria.infer.scheduler import Request
+from talaria.infer.scheduler import Plan, Request
 from talaria.model.transformer import Transformer
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one step gave: for each running row its place in the batch, its new token and that token's log-prob."""
+@torch.inference_mode()
+def run(model: Transformer, cache: KVCache, plan: Plan) -> tuple[list[Request], Tensor]:
+    """Read what the plan says; returns the requests whose next token can be chosen and their logits_BV.
 
-    rows_B: Tensor
-    tokens_B: Tensor
-    log_probs_B: Tensor
+    Rows that answer and rows that are read go through the model apart: the first are bound by reading the weights,
+    the others by arithmetic, so there is little to win by joining them.
+    """
+    requests, logits = list(plan.decode), []
+    if plan.decode:
+        logits.append(_decode(model, cache, plan.decode))
+    if plan.prefill:
+        hidden_BTD = _prefill(model, cache, plan)
+        done = [i for i, request in enumerate(plan.prefill) if request.is_read]
+        if done:
+            last = [plan.chunks[i] - 1 for i in done]
+            logits.append(model.head(hidden_BTD[done, last]))
+            requests += [plan.prefill[i] for i in done]
+    if not logits:
+        return [], torch.empty(0, model.shape.vocab_size)
+    return requests, logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
-class Decoding:
-    """A batch of requests in progress: `step()` gives every running row a token, `keep()` lets finished rows leave."""
+def _decode(model: Transformer, cache: KVCache, requests: list[Request]) -> Tensor:
+    """Read the newest token of each row."""
+    positions_B1, mask = cache.begin_decode([request.length for request in requests])
+    tokens_B1 = torch.tensor([request.ids[-1:] for request in requests], device=positions_B1.device)
+    hidden_B1D = model.hidden(tokens_B1, positions_B1, mask, cache)
+    for request in requests:
+        request.length += 1
+    return model.head(hidden_B1D[:, 0])
 
-    @torch.inference_mode()
-    def __init__(self, model: Transformer, requests: Sequence[Request], sampling: Sampling, n_choices: int) -> None:
-        shape, weight = model.shape, next(model.parameters())
-        self.model, self.sampling = model, sampling
-        self.n_choices = n_choices
-        self.cache = KVCache(
-            shape.n_layers,
-            len(requests),
-            shape.n_kv_heads,
-            max(request.capacity for request in requests),
-            shape.d_head,
-            weight.dtype,
-            weight.device,
-        )
-        self.rows_B = torch.arange(len(requests), device=weight.device)
-        self.uniforms_BT: Tensor | None = None
-        if sampling.temperature > 0:
-            longest = max(request.max_tokens for request in requests)
-            draws = [draw_uniforms(request.seed, longest) for request in requests]
-            self.uniforms_BT = torch.stack(draws).to(weight.device, torch.float32)
-        self.n_steps = 0
-        self.logits_BV = self._prefill([request.prompt_ids for request in requests])
 
-    def _prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Run all prompts at once, padded on the right: causal attention never looks at the padding."""
-        device = self.rows_B.device
-        longest = max(len(ids) for ids in prompts)
-        tokens_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
-        lengths_B = torch.tensor([len(ids) for ids in prompts], device=device)
-        positions_1T = torch.arange(longest, device=device)[None]
-        self.cache.begin(lengths_B, longest)
-        hidden_BTD = self.model.hidden(tokens_BT, positions_1T, cache=self.cache)
-        self.cache.advance()
-        return self.model.head(hidden_BTD[self.rows_B, lengths_B - 1])
-
-    @torch.inference_mode()
-    def step(self) -> Step:
-        """Choose the next token of every running row."""
-        uniforms_B = None if self.uniforms_BT is None else self.uniforms_BT[self.rows_B, self.n_steps]
-        tokens_B, log_probs_B = choose_tokens(self.logits_BV, self.sampling, uniforms_B, self.n_choices)
-        self.n_steps += 1
-        return Step(self.rows_B, tokens_B, log_probs_B)
-
-    @torch.inference_mode()
-    def proceed(self, tokens_B: Tensor, alive_B: Tensor) -> None:
-        """Drop the rows that are not alive and run the model on the others' new tokens."""
-        if not bool(alive_B.all()):
-            order = self.cache.keep(alive_B)
-            self.rows_B, tokens_B = self.rows_B[order], tokens_B[order]
-        cache = self.cache
-        cache.begin(torch.ones_like(tokens_B), cache.longest + 1)
-        hidden_B1D = self.model.hidden(tokens_B[:, None], cache.lengths_B[:, None], cache.mask(), cache)
-        cache.advance()
-        self.logits_BV = self.model.head(hidden_B1D[:, 0])
+def _prefill(model: Transformer, cache: KVCache, plan: Plan) -> Tensor:
+    """Read the next chunk of each prompt, padded on the right."""
+    longest = max(plan.chunks)
+    pieces = [
+        request.ids[request.length : request.length + chunk] + [0] * (longest - chunk)
+        for request, chunk in zip(plan.prefill, plan.chunks, strict=True)
+    ]
+    starts = [request.length for request in plan.prefill]
+    positions_BT, mask = cache.begin_prefill(len(plan.decode), starts, plan.chunks)
+    hidden_BTD = model.hidden(torch.tensor(pieces, device=positions_BT.device), positions_BT, mask, cache)
+    for request, chunk in zip(plan.prefill, plan.chunks, strict=True):
+        request.length += chunk
+        request.is_read = request.length == len(request.ids)
+    return hidden_BTD

@@ -4,59 +4,120 @@
     [completion] = engine.generate(["The sea is"], max_tokens=20, temperature=0)
     for chunk in engine.stream_chat([{"role": "user", "content": "Who are you?"}]): print(chunk.text, end="")
 
-Each call goes schedule -> run -> postprocess: group the requests, run batches token by token, make text.
+Underneath every answer is a request, and one step moves all of them on: schedule -> run -> postprocess. A server
+submits requests and steps by itself:
+
+    request_id = engine.submit(engine.chat_prompt(messages), Sampling(max_tokens=20), seed=7)
+    while engine.busy:
+        for request_id, chunk in engine.step(): ...
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor
 
 from talaria.errors import UsageError, UserError
-from talaria.infer.contract import Chunk, Completion, FinishReason, LogLikelihood, Message, Sampling, as_stops, row_seed
-from talaria.infer.decoding import Decoding
+from talaria.infer.contract import (
+    Chunk,
+    Completion,
+    FinishReason,
+    LogLikelihood,
+    Message,
+    MoreSampling,
+    Sampling,
+    as_stops,
+    row_seed,
+)
+from talaria.infer.decoding import run
 from talaria.infer.kv_cache import KVCache
-from talaria.infer.sampling import token_log_probs
-from talaria.infer.scheduler import Request, schedule
+from talaria.infer.likelihood import score_pairs
+from talaria.infer.prefix_store import BLOCK, PrefixStore, n_blocks_for
+from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
+from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
+from talaria.infer.scheduler import Request, Scheduler
 from talaria.infer.text_stream import TextStream
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
 
-# Likelihoods: positions run through the trunk at once, and logits held at once.
-_POSITIONS_AT_ONCE = 8192
-_LOGITS_AT_ONCE = 1 << 25
-
 
 class Engine:
-    """Runs one model. Not for two threads at once; a server puts a lock around it.
+    """Runs one model. Not for two threads at once; a server steps it from a single one.
 
-    max_batch_size bounds the rows that run together, cache_bytes the memory of their keys and values.
+    max_batch_size bounds the rows that run together, cache_bytes the memory of keys and values, prefill_chunk the
+    tokens of a step while somebody waits for a next token. With prefix_cache the keys and values of earlier requests
+    serve later ones that begin alike, as long as the weights stay as they are.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, *, max_batch_size: int = 64, cache_bytes: int = 1 << 30
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        max_batch_size: int = 64,
+        cache_bytes: int = 1 << 30,
+        prefill_chunk: int = 512,
+        prefix_cache: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         shape, weight = model.shape, next(model.parameters())
-        per_position = KVCache.bytes_per_position(shape.n_layers, shape.n_kv_heads, shape.d_head, weight.dtype)
-        self._max_positions = cache_bytes // per_position
         self._device = weight.device
-        self._stop_ids = torch.tensor(sorted(tokenizer.stop_ids), dtype=torch.int64, device=weight.device)
+        # More than twice what full rows need would never be used.
+        n_blocks = cache_bytes // KVCache.bytes_per_block(shape, weight.dtype)
+        n_blocks = min(n_blocks, 2 * max_batch_size * n_blocks_for(shape.context))
+        cache = KVCache(shape, n_blocks, max_batch_size, weight.dtype, weight.device)
+        # What a token shift or an n-gram table looks back at is not in the blocks.
+        looks_back = shape.token_shift or shape.ngram_embeddings > 0
+        prefixes = PrefixStore(n_blocks) if prefix_cache and not looks_back else None
+        self._scheduler = Scheduler(cache, max_batch_size, prefill_chunk, prefixes)
+        self._requests: dict[int, Request] = {}
+        self._outbox: list[tuple[int, Chunk]] = []
+        self._next_id = 0
+        self._weights = self._weight_versions()
 
     @property
     def context(self) -> int:
         """Most positions of prompt and answer together."""
         return self.model.shape.context
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued or running, or a chunk waits for `step` to give it out."""
+        return bool(self._requests) or bool(self._outbox)
+
+    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None) -> int:
+        """Queue a prompt; returns the number under which `step` gives its chunks.
+
+        The same seed gives the same answer in any company; None draws one. Raises UserError for a prompt that is empty,
+        that leaves no room in the context, or that with max_tokens needs more than all memory.
+        """
+        return self._submit(self._request(prompt_ids, "the prompt", sampling, seed))
+
+    def cancel(self, request_id: int) -> None:
+        """Drop a request and free its blocks at once; it gives no more chunks. Nothing happens if it has ended."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._scheduler.leave([request])
+        self._outbox = [(id, chunk) for id, chunk in self._outbox if id != request_id]
+
+    def step(self) -> list[tuple[int, Chunk]]:
+        """One step of everything that runs; returns the chunks of submitted requests, the last with a finish_reason.
+
+        After an error (logits that are not finite) every request is gone.
+        """
+        self._advance()
+        chunks, self._outbox = self._outbox, []
+        return chunks
+
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         *,
         max_tokens: int = 128,
         temperature: float = 1.0,
@@ -64,25 +125,40 @@ class Engine:
         top_k: int | None = None,
         stop: Sequence[str] = (),
         seed: int | Sequence[int] | None = None,
+        n: int = 1,
+        **more: Unpack[MoreSampling],
     ) -> list[Completion]:
-        """Continue every prompt; answers come in the order of the prompts.
+        """Continue every prompt; answers come in the order of the prompts, the n answers of one side by side.
 
         A str is encoded without a chat template, behind the tokenizer's prompt prefix (its bos token, where the model
         was trained so); a sequence of ids is used as it is. One seed gives prompt i the seed `row_seed(seed, i)`; a
-        sequence gives each prompt its own. A seed fixes a prompt's text whatever runs beside it. Raises UserError for
-        an empty prompt and for one that leaves no room in the context.
+        sequence gives each prompt its own; answer j of a prompt has `row_seed(its seed, j)`. A seed fixes a prompt's
+        text whatever runs beside it. Raises UserError for an empty prompt and for one that leaves no room in the
+        context.
         """
-        sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop))
-        requests = self._requests(prompts, sampling, seed)
-        completions: dict[int, Completion] = {}
-        for batch in schedule(requests, self.max_batch_size, self._max_positions):
-            for request, completion in zip(batch, self._run(batch, sampling), strict=True):
-                completions[request.index] = completion
-        return [completions[i] for i in range(len(requests))]
+        if isinstance(prompts, str):
+            raise UsageError("prompts: one string; pass a list of prompts, e.g. generate([prompt])")
+        if n < 1:
+            raise UsageError(f"n={n}: must be at least 1")
+        sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop), **more)
+        requests = []
+        for index, own_seed in enumerate(_seeds(seed, len(prompts))):
+            for answer in range(n):
+                answer_seed = None if own_seed is None else row_seed(own_seed, answer)
+                requests.append(self._request(prompts[index], f"prompt {index}", sampling, answer_seed, whole=True))
+        # Prompts of similar length together pad little; the longest first, so that memory peaks at the start.
+        for request in sorted(requests, key=lambda r: -r.n_prompt):
+            self._submit(request)
+        try:
+            for request in requests:
+                self._wait(request)
+        finally:
+            self._drop(requests)
+        return [_completion(request) for request in requests]
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         max_tokens: int = 128,
         temperature: float = 1.0,
@@ -90,11 +166,12 @@ class Engine:
         top_k: int | None = None,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        **more: Unpack[MoreSampling],
     ) -> Iterator[Chunk]:
         """Continue one prompt, token by token: the same answer as `generate`, in whole characters as they come."""
-        sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop))
-        [request] = self._requests([prompt], sampling, seed)
-        return self._stream(request, sampling)
+        sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop), **more)
+        [own_seed] = _seeds(seed, 1)
+        return self._stream(self._request(prompt, "prompt 0", sampling, own_seed))
 
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         """Answer a conversation (ends with a user turn) in the model's own chat format; options as in `generate`."""
@@ -108,181 +185,173 @@ class Engine:
         """The ids that `chat` continues; with `generate` they answer many conversations in batches."""
         return encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids
 
-    @torch.inference_mode()
-    def loglikelihood(self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]]) -> list[LogLikelihood]:
+    def loglikelihood(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[LogLikelihood]:
         """Score each (context, continuation) with one forward pass, in batches of similar length.
 
         Context and continuation are encoded apart, so the border between them is a border of tokens: begin the
         continuation with its space. A str context comes behind the prompt prefix, as in `generate`; a context of no
         tokens becomes the bos token, or else the eos token.
         """
-        encoded = [self._encode_pair(pair, index) for index, pair in enumerate(pairs)]
-        scores: dict[int, LogLikelihood] = {}
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]) - len(encoded[i][1]))
-        while order:
-            longest = len(encoded[order[0]][0]) + len(encoded[order[0]][1])
-            n_rows = max(1, min(self.max_batch_size, _POSITIONS_AT_ONCE // longest))
-            batch, order = order[:n_rows], order[n_rows:]
-            scores.update(zip(batch, self._score([encoded[i] for i in batch]), strict=True))
-        return [scores[i] for i in range(len(encoded))]
+        encoded = [encode_pair(self.tokenizer, self.model.shape, pair, index) for index, pair in enumerate(pairs)]
+        return score_pairs(self.model, encoded, self.max_batch_size)
 
-    def _run(self, batch: list[Request], sampling: Sampling) -> list[Completion]:
-        """Run one batch to its end. Only stop strings need Python work for each row and token."""
-        limits_B = torch.tensor([request.max_tokens for request in batch], device=self._device)
-        tokens_BT = torch.zeros(len(batch), int(limits_B.max()), dtype=torch.int64, device=self._device)
-        log_probs_BT = torch.zeros_like(tokens_BT, dtype=torch.float32)
-        lengths_B = torch.zeros_like(limits_B)
-        hit_stop_B = torch.zeros_like(limits_B, dtype=torch.bool)
-        texts = [TextStream(sampling.stop) for _ in batch] if sampling.stop else None
-        pieces: list[list[str]] = [[] for _ in batch]
-        decoding = Decoding(self.model, batch, sampling, self.tokenizer.vocab_size)
-        while True:
-            step = decoding.step()
-            rows_B, column = step.rows_B, decoding.n_steps - 1
-            tokens_BT[rows_B, column] = step.tokens_B
-            log_probs_BT[rows_B, column] = step.log_probs_B
-            lengths_B[rows_B] = decoding.n_steps
-            stopped_B = self._is_stop(step.tokens_B)
-            if texts is not None:
-                for place, (row, token) in enumerate(zip(rows_B.tolist(), step.tokens_B.tolist(), strict=True)):
-                    pieces[row].append(texts[row].push(self._token_bytes(token)))
-                    if texts[row].stopped:
-                        stopped_B[place] = True
-            hit_stop_B[rows_B] = stopped_B
-            alive_B = ~stopped_B & (limits_B[rows_B] > decoding.n_steps)
-            if not bool(alive_B.any()):
-                break
-            decoding.proceed(step.tokens_B, alive_B)
-        completions = []
-        columns = (tokens_BT.tolist(), log_probs_BT.tolist(), lengths_B.tolist(), hit_stop_B.tolist())
-        for row, (tokens, log_probs, length, hit_stop) in enumerate(zip(*columns, strict=True)):
-            ids = tokens[:length]
-            text = "".join(pieces[row]) + texts[row].finish() if texts is not None else self._text(ids)
-            reason: FinishReason = "stop" if hit_stop else "length"
-            completions.append(Completion(text, ids, log_probs[:length], reason, len(batch[row].prompt_ids)))
-        return completions
+    def _advance(self) -> None:
+        """Schedule, run, postprocess."""
+        scheduler = self._scheduler
+        try:
+            plan = scheduler.plan()
+            requests, logits_BV = run(self.model, scheduler.cache, plan)
+            for request in plan.prefill:
+                if request.is_read:
+                    scheduler.remember(request)
+            scheduler.settle()
+            if requests:
+                self._choose(requests, logits_BV)
+        except BaseException:
+            # Rows and requests may no longer agree: begin anew.
+            scheduler.drop_all()
+            self._requests.clear()
+            raise
 
-    def _stream(self, request: Request, sampling: Sampling) -> Iterator[Chunk]:
+    @torch.inference_mode()
+    def _choose(self, requests: list[Request], logits_BV: torch.Tensor) -> None:
+        """Give each request its next token, and everybody what is certain of the text; rows that end leave."""
+        uniforms_B = None
+        if any(request.uniforms for request in requests):
+            drawn = [request.uniforms[request.n_generated] if request.uniforms else 0.0 for request in requests]
+            uniforms_B = torch.tensor(drawn, dtype=torch.float32, device=self._device)
+        ways, penalties = [request.sampling for request in requests], [request.penalties for request in requests]
+        n_choices = self.tokenizer.vocab_size
+        tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B, n_choices, penalties)
+        ended = []
+        for row, (request, token, log_prob) in enumerate(
+            zip(requests, tokens_B.tolist(), log_probs_B.tolist(), strict=True)
+        ):
+            request.ids.append(token)
+            request.log_probs.append(log_prob)
+            if n_top := request.sampling.top_logprobs:
+                request.top_log_probs.append(top_log_probs(logits_BV[row], n_top, n_choices))
+            if request.penalties is not None:
+                request.penalties.count(token)
+            if self._postprocess(request, token):
+                ended.append(request)
+        for request in ended:
+            self._scheduler.remember(request)
+            del self._requests[request.id]
+        if ended:
+            self._scheduler.leave(ended)
+
+    def _postprocess(self, request: Request, token: int) -> bool:
+        """Hand out what the new token made certain; returns whether the answer has ended."""
+        is_stop = token in self.tokenizer.stop_ids
+        piece = ""
+        if not request.whole or request.sampling.stop:
+            piece = request.text.push(b"" if is_stop else self.tokenizer.token_bytes(token))
+        reason: FinishReason | None = None
+        if is_stop or request.text.stopped:
+            reason = "stop"
+        elif request.n_generated == request.max_tokens:
+            reason = "length"
+        if not request.whole:
+            if reason is not None:
+                piece += request.text.finish()
+            self._hand_out(request, Chunk(piece, [token], request.log_probs[-1:], reason, request.top_log_probs[-1:]))
+            return reason is not None
+        request.pieces.append(piece)
+        if reason is None:
+            return False
+        answer = request.ids[request.n_prompt :]
+        if not request.sampling.stop:
+            # Nobody waits for a piece of it, and all at once is much faster.
+            spoken = answer[:-1] if is_stop else answer
+            request.pieces = [self.tokenizer.decode_bytes(spoken).decode("utf-8", errors="replace")]
+        text = "".join(request.pieces) + request.text.finish()
+        self._hand_out(request, Chunk(text, answer, request.log_probs, reason, request.top_log_probs))
+        return True
+
+    def _hand_out(self, request: Request, chunk: Chunk) -> None:
+        if request.inbox is None:
+            self._outbox.append((request.id, chunk))
+        else:
+            request.inbox.append(chunk)
+
+    def _wait(self, request: Request) -> deque[Chunk]:
+        """Step until the request has a chunk; returns its inbox."""
+        assert request.inbox is not None
+        while not request.inbox:
+            if request.id not in self._requests:
+                raise UserError("the answer was lost when another one under way at the same time failed; ask again")
+            self._advance()
+        return request.inbox
+
+    def _stream(self, request: Request) -> Iterator[Chunk]:
+        request.inbox = deque()
+        self._submit(request)
+        try:
+            reason = None
+            while reason is None:
+                chunk = self._wait(request).popleft()
+                reason = chunk.finish_reason
+                yield chunk
+        finally:
+            self._drop([request])
+
+    def _request(self, prompt: Prompt, name: str, sampling: Sampling, seed: int | None, whole: bool = False) -> Request:
+        ids = encode_prompt(self.tokenizer, self.model.shape, prompt, name)
+        room = check_room(self.model.shape, ids, name)
+        if any(token >= self.tokenizer.vocab_size for token in sampling.logit_bias):
+            raise UserError(f"logit_bias: token ids must lie in 0..{self.tokenizer.vocab_size - 1}")
+        max_tokens = min(sampling.max_tokens, room)
+        uniforms = draw_uniforms(seed, max_tokens if sampling.temperature > 0 else 0).float().tolist()
         text = TextStream(sampling.stop)
-        decoding = Decoding(self.model, [request], sampling, self.tokenizer.vocab_size)
-        while True:
-            step = decoding.step()
-            token = int(step.tokens_B[0])
-            piece = text.push(self._token_bytes(token))
-            stopped = text.stopped or bool(self._is_stop(step.tokens_B)[0])
-            reason: FinishReason | None = "stop" if stopped else None
-            if reason is None and decoding.n_steps == request.max_tokens:
-                reason = "length"
-            if reason is not None:
-                piece += text.finish()
-            yield Chunk(piece, [token], [float(step.log_probs_B[0])], reason)
-            if reason is not None:
-                return
-            decoding.proceed(step.tokens_B, torch.ones_like(step.tokens_B, dtype=torch.bool))
-
-    def _requests(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        sampling: Sampling,
-        seed: int | Sequence[int] | None,
-    ) -> list[Request]:
-        if isinstance(prompts, str):
-            raise UsageError("prompts: one string; pass a list of prompts, e.g. generate([prompt])")
-        seeds: Sequence[int | None]
-        if seed is None:
-            seeds = [None] * len(prompts)
-        elif isinstance(seed, int):
-            seeds = [row_seed(seed, index) for index in range(len(prompts))]
-        elif len(seed) != len(prompts):
-            raise UsageError(f"seed: {len(seed)} seeds for {len(prompts)} prompts; give one each, or one for all")
-        else:
-            seeds = list(seed)
-        requests = []
-        for index, prompt in enumerate(prompts):
-            ids = self._encode(prompt, f"prompt {index}")
-            if not ids:
-                raise UserError(f"prompt {index} is empty and the tokenizer puts no token before it; write something")
-            room = self.context - len(ids)
-            if room < 1:
-                raise UserError(
-                    f"prompt {index} is {len(ids)} tokens long and the model's context is {self.context}; "
-                    f"shorten it to at most {self.context - 1} tokens, to leave room for an answer"
-                )
-            requests.append(Request(index, ids, min(sampling.max_tokens, room), seeds[index]))
-        return requests
-
-    def _encode(self, text: str | Sequence[int], name: str) -> list[int]:
-        if isinstance(text, str):
-            return self.tokenizer.prompt_prefix_ids + self.tokenizer.encode(text)
-        return self._checked(list(text), name)
-
-    def _checked(self, ids: list[int], name: str) -> list[int]:
-        vocab_size = self.model.shape.vocab_size
-        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        request = Request(self._next_id, ids, len(ids), max_tokens, sampling, uniforms, text)
+        self._next_id += 1
+        n_blocks = self._scheduler.cache.n_blocks
+        if request.n_blocks > n_blocks:
             raise UserError(
-                f"{name}: token ids must lie in 0..{vocab_size - 1}; encode it with this engine's tokenizer"
+                f"{name} of {len(ids)} tokens with max_tokens={max_tokens} needs {request.n_blocks * BLOCK} positions "
+                f"in memory and there are {n_blocks * BLOCK}; lower max_tokens, shorten the prompt or raise cache_bytes"
             )
-        return ids
+        if sampling.changes_logits:
+            request.penalties = Penalties(sampling, ids, self.tokenizer.vocab_size, self._device)
+        if whole:
+            request.whole, request.inbox = True, deque()
+        return request
 
-    def _encode_pair(
-        self, pair: tuple[str | Sequence[int], str | Sequence[int]], index: int
-    ) -> tuple[list[int], list[int]]:
-        context, continuation = pair
-        context_ids = self._encode(context, f"context {index}")
-        if not context_ids:
-            first = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
-            if first is None:
-                raise UserError(f"context {index} is empty and the tokenizer has no bos or eos token to stand for it")
-            context_ids = [first]
-        if isinstance(continuation, str):
-            continuation_ids = self.tokenizer.encode(continuation)
-        else:
-            continuation_ids = self._checked(list(continuation), f"continuation {index}")
-        if not continuation_ids:
-            raise UserError(f"continuation {index} is empty; give at least one token to score")
-        # The last token is only predicted, never read, so context + 1 tokens fit.
-        if len(context_ids) + len(continuation_ids) > self.context + 1:
-            raise UserError(
-                f"pair {index} is {len(context_ids)} + {len(continuation_ids)} tokens long and the model's context is "
-                f"{self.context}; shorten its context"
-            )
-        return context_ids, continuation_ids
+    def _submit(self, request: Request) -> int:
+        if not self._requests and (versions := self._weight_versions()) != self._weights:
+            self._weights = versions
+            self._scheduler.drop_all()  # what the old weights computed
+        self._requests[request.id] = request
+        self._scheduler.waiting.append(request)
+        return request.id
 
-    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[LogLikelihood]:
-        inputs = [(context + continuation)[:-1] for context, continuation in pairs]
-        longest = max(len(ids) for ids in inputs)
-        tokens_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids in inputs], device=self._device)
-        hidden_BTD = self.model.hidden(tokens_BT)
-        row_N: list[int] = []
-        position_N: list[int] = []
-        target_N: list[int] = []
-        for row, (context, continuation) in enumerate(pairs):
-            row_N += [row] * len(continuation)
-            position_N += range(len(context) - 1, len(context) - 1 + len(continuation))
-            target_N += continuation
-        hidden_ND = hidden_BTD[row_N, position_N]
-        targets_N = torch.tensor(target_N, device=self._device)
-        n_at_once = max(1, _LOGITS_AT_ONCE // self.model.shape.vocab_size)
-        log_probs, greedy = [], []
-        for part_ND, part_N in zip(torch.split(hidden_ND, n_at_once), torch.split(targets_N, n_at_once), strict=True):
-            logits_NV = self.model.head(part_ND).float()
-            log_probs.append(token_log_probs(logits_NV, part_N))
-            greedy.append(logits_NV.argmax(dim=-1) == part_N)
-        lengths = [len(continuation) for _, continuation in pairs]
-        return [
-            LogLikelihood(float(log_probs_T.double().sum()), len(log_probs_T), bool(greedy_T.all()))
-            for log_probs_T, greedy_T in zip(
-                torch.split(torch.cat(log_probs), lengths), torch.split(torch.cat(greedy), lengths), strict=True
-            )
-        ]
+    def _drop(self, requests: Sequence[Request]) -> None:
+        """Those of the requests that have not ended."""
+        running = [request for request in requests if self._requests.pop(request.id, None) is not None]
+        if running:
+            self._scheduler.leave(running)
 
-    def _is_stop(self, tokens_B: Tensor) -> Tensor:
-        return (tokens_B[:, None] == self._stop_ids).any(dim=-1)
+    def _weight_versions(self) -> tuple[tuple[int, int], ...]:
+        """Changes whenever an optimizer steps or weights are loaded."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
-    def _token_bytes(self, token: int) -> bytes:
-        return b"" if token in self.tokenizer.stop_ids else self.tokenizer.token_bytes(token)
 
-    def _text(self, ids: list[int]) -> str:
-        if ids and ids[-1] in self.tokenizer.stop_ids:
-            ids = ids[:-1]
-        return self.tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
+def _completion(request: Request) -> Completion:
+    assert request.inbox
+    [chunk] = request.inbox
+    reason = chunk.finish_reason
+    assert reason is not None
+    return Completion(chunk.text, chunk.token_ids, chunk.log_probs, reason, request.n_prompt, chunk.top_log_probs)
+
+
+def _seeds(seed: int | Sequence[int] | None, n_prompts: int) -> Sequence[int | None]:
+    """One seed for each prompt."""
+    if seed is None:
+        return [None] * n_prompts
+    if isinstance(seed, int):
+        return [row_seed(seed, index) for index in range(n_prompts)]
+    if len(seed) != n_prompts:
+        raise UsageError(f"seed: {len(seed)} seeds for {n_prompts} prompts; give one each, or one for all")
+    return list(seed)

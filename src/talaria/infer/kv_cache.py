@@ -1,110 +1,188 @@
-"""Keys and values of every earlier position, so that each new token costs one position of work.
+"""Keys and values of every earlier position: one piece of memory, counted in blocks, for rows and reusable prefixes.
 
-Legend: B rows, K key-value heads, T new positions, S cached positions, E head width. Each row has its own length: row b
-holds positions 0..lengths[b]-1, and what lies behind them is leftover that `mask` hides.
+torch has no attention over scattered blocks on a CPU: gathering them at every step costs two to eight times the
+attention itself, one call a row two to five times. So the running rows lie side by side in lanes of equal width, a
+whole number of blocks, from the front of the memory; the blocks behind the last lane keep prefixes of earlier requests,
+which are copied into a lane when a request begins with one.
+
+    | lane 0: width blocks | lane 1 | ... | lane n_rows-1 | free and kept blocks ... |
+                                                          ^ n_rows * width
+
+Legend: B rows of this run, K key-value heads, T new positions, S positions seen, E head width, W blocks in a lane.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from talaria.infer.prefix_store import BLOCK
+from talaria.model.shape import ModelShape
+
 
 class KVCache:
-    """Preallocated cache of `n_rows` rows of at most `capacity` positions.
+    """`n_blocks` blocks for the keys and values of all layers.
 
-    Around each run of the model: `begin` says how many new positions every row brings, the model calls `update` (and
-    `carry`) in each layer, `advance` moves the lengths.
+    Around each run of the model `begin_decode` or `begin_prefill` says which rows it is for; the model then calls
+    `update` (and `carry`) in each layer.
     """
 
     def __init__(
-        self,
-        n_layers: int,
-        n_rows: int,
-        n_kv_heads: int,
-        capacity: int,
-        d_head: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, shape: ModelShape, n_blocks: int, max_rows: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (n_rows, n_kv_heads, capacity, d_head)
-        # Zeros, not empty: a masked position has weight 0, and 0 times a leftover NaN would be NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
-        self.lengths_B = torch.zeros(n_rows, dtype=torch.int64, device=device)
-        self.longest = 0
-        self._new_B = self.lengths_B
-        self._longest_after = 0
+        self.n_blocks = n_blocks
+        self.width = 0
+        self._heads, self._d_head = shape.n_kv_heads, shape.d_head
+        self._max_rows = max_rows
+        self._device, self._dtype = device, dtype
+        size = n_blocks * BLOCK * shape.n_kv_heads * shape.d_head
+        # Keys and values of layer 0, of layer 1, ...; on a CPU memory is taken when it is first written.
+        self._stored = [torch.empty(size, dtype=dtype, device=device) for _ in range(2 * shape.n_layers)]
+        self._as_blocks = [stored.view(n_blocks, self._heads, BLOCK, self._d_head) for stored in self._stored]
+        self._lanes: list[Tensor] = []
+        self._n_written = 0
         self._carried: dict[str, Tensor] = {}
-        self._rows = torch.arange(n_rows, device=device)
+        self._rows = slice(0, 0)
+        self._last_B1: Tensor = torch.empty(0)
+        self._index: Tensor | int | tuple[Tensor, Tensor, Tensor] | None = None
+        self._seen = 0
 
     @staticmethod
-    def bytes_per_position(n_layers: int, n_kv_heads: int, d_head: int, dtype: torch.dtype) -> int:
-        """Memory of one position of one row."""
-        return 2 * n_layers * n_kv_heads * d_head * dtype.itemsize
+    def bytes_per_block(shape: ModelShape, dtype: torch.dtype) -> int:
+        """Memory of one block in all layers."""
+        return 2 * shape.n_layers * shape.n_kv_heads * shape.d_head * dtype.itemsize * BLOCK
 
-    @property
-    def n_rows(self) -> int:
-        """Rows in use."""
-        return len(self.lengths_B)
+    def set_width(self, width: int, n_rows: int, longest: int) -> None:
+        """Lanes of `width` blocks from now on; the first `longest` positions of `n_rows` rows move with them."""
+        old = self._lanes
+        n_lanes = self.n_blocks // width
+        per_lane = width * BLOCK * self._heads * self._d_head
+        self.width = width
+        self._lanes = [
+            stored[: n_lanes * per_lane].view(n_lanes, self._heads, width * BLOCK, self._d_head)
+            for stored in self._stored
+        ]
+        self.claim(n_rows)
+        if n_rows:
+            for before, after in zip(old, self._lanes, strict=True):
+                after[:n_rows, :, :longest] = before[:n_rows, :, :longest].clone()
 
-    def begin(self, n_new_B: Tensor, longest_after: int) -> None:
-        """Announce the new positions of each row (int64, B) and the longest row once they are in."""
-        self._new_B = n_new_B
-        self._longest_after = longest_after
+    def claim(self, n_rows: int) -> None:
+        """Make the first n_rows lanes fit to be read: a hidden position has weight 0, but 0 times NaN is NaN."""
+        n_used = n_rows * self.width
+        if n_used > self._n_written:
+            per_block = BLOCK * self._heads * self._d_head
+            for stored in self._stored:
+                stored[self._n_written * per_block : n_used * per_block].zero_()
+            self._n_written = n_used
 
-    def advance(self) -> None:
-        """Count the new positions, after the model has run."""
-        self.lengths_B = self.lengths_B + self._new_B
-        self.longest = self._longest_after
+    def wipe(self) -> None:
+        """Trust nothing that was written; for after an error."""
+        self._n_written = 0
+        self._carried.clear()
+
+    def load(self, row: int, blocks: Sequence[int]) -> None:
+        """Copy kept blocks to the beginning of a row."""
+        index = torch.tensor(blocks, device=self._device)
+        for blocked, lanes in zip(self._as_blocks, self._lanes, strict=True):
+            lanes[row, :, : len(blocks) * BLOCK] = blocked[index].transpose(0, 1).flatten(1, 2)
+
+    def save(self, row: int, places: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks of a row, (index in the row, block to fill) each, to behind the lanes."""
+        index = torch.tensor([place for place, _ in places], device=self._device)
+        target = torch.tensor([block for _, block in places], device=self._device)
+        for blocked, lanes in zip(self._as_blocks, self._lanes, strict=True):
+            row_KWBE = lanes[row].view(self._heads, self.width, BLOCK, self._d_head)
+            blocked[target] = row_KWBE[:, index].transpose(0, 1)
+
+    @torch.inference_mode()  # what the model computed in this mode may be changed in no other
+    def arrange(self, order: Sequence[int], longest: int) -> None:
+        """Row i becomes what row order[i] was; `longest` positions are worth moving."""
+        moved = [row for row, old in enumerate(order) if row != old]
+        if not moved:
+            return
+        to = torch.tensor(moved, device=self._device)
+        of = torch.tensor([order[row] for row in moved], device=self._device)
+        for lanes in self._lanes:
+            lanes[to, :, :longest] = lanes[of, :, :longest]
+        for values in self._carried.values():
+            values[to] = values[of]
+
+    def begin_decode(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """One new position for each of the first rows, which hold `lengths` positions: positions_B1 and the mask.
+
+        The mask is added to the scores, (B, 1, 1, S), or None where every row sees all.
+        """
+        n_rows, capacity = len(lengths), self.width * BLOCK
+        self._rows = slice(0, n_rows)
+        self._seen = max(lengths) + 1
+        lengths_B1 = torch.tensor(lengths, device=self._device)[:, None]
+        if n_rows == 1:
+            self._index = lengths[0]
+            return lengths_B1, None
+        first_BK = torch.arange(n_rows * self._heads, device=self._device).view(n_rows, -1) * capacity
+        self._index = (first_BK + lengths_B1).flatten()
+        if min(lengths) == max(lengths):
+            return lengths_B1, None
+        return lengths_B1, self._mask(lengths_B1)
+
+    def begin_prefill(self, first: int, starts: Sequence[int], n_new: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """New positions for the rows from `first` on, which hold `starts` positions each and get `n_new`, padded on
+        the right: positions_BT and the mask, (B, 1, T, S), or None where causal attention is enough."""
+        longest = max(n_new)
+        self._rows = slice(first, first + len(starts))
+        starts_B1 = torch.tensor(starts, device=self._device)[:, None]
+        new_B1 = torch.tensor(n_new, device=self._device)[:, None]
+        steps_T = torch.arange(longest, device=self._device)
+        positions_BT = starts_B1 + torch.minimum(steps_T, new_B1 - 1)  # padding stays inside the context
+        self._last_B1 = new_B1
+        if not any(starts):
+            self._index, self._seen = None, longest
+            return positions_BT, None
+        self._seen = max(start + new for start, new in zip(starts, n_new, strict=True))
+        row_N, step_N = (steps_T < new_B1).nonzero(as_tuple=True)
+        self._index = (row_N, step_N, positions_BT[row_N, step_N])
+        return positions_BT, self._mask(positions_BT)
 
     def update(self, layer: int, keys_BKTE: Tensor, values_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values behind each row's length; returns that layer's, old and new, (B, K, S, E) each.
-
-        Either the rows are all empty (prompts, padded on the right) or T is 1 (one more token a row).
-        """
-        n_rows, n_new = self.n_rows, keys_BKTE.shape[2]
-        keys, values = self.keys[layer], self.values[layer]
-        if self.longest == 0:
-            keys[:n_rows, :, :n_new] = keys_BKTE
-            values[:n_rows, :, :n_new] = values_BKTE
-            return keys_BKTE, values_BKTE
-        assert n_new == 1, "a filled cache grows by one position at a time"
-        rows_B = self._rows[:n_rows]
-        keys[rows_B, :, self.lengths_B] = keys_BKTE[:, :, 0]
-        values[rows_B, :, self.lengths_B] = values_BKTE[:, :, 0]
-        return keys[:n_rows, :, : self._longest_after], values[:n_rows, :, : self._longest_after]
+        """Append to one layer; returns all its keys and values up to the longest row, (B, K, S, E) each."""
+        n_new = keys_BKTE.shape[2]
+        stored = []
+        for new_BKTE, lanes in ((keys_BKTE, self._lanes[2 * layer]), (values_BKTE, self._lanes[2 * layer + 1])):
+            rows = lanes[self._rows]
+            index = self._index
+            if index is None:
+                rows[:, :, :n_new] = new_BKTE
+            elif isinstance(index, int):
+                rows[:, :, index : index + 1] = new_BKTE
+            elif isinstance(index, Tensor):
+                lanes.view(-1, self._d_head).index_copy_(0, index, new_BKTE.reshape(-1, self._d_head))
+            else:
+                row_N, step_N, position_N = index
+                rows[row_N, :, position_N] = new_BKTE[row_N, :, step_N]
+            stored.append(rows[:, :, : self._seen])
+        return (keys_BKTE, values_BKTE) if self._index is None else (stored[0], stored[1])
 
     def carry(self, name: str, values: Tensor, n: int) -> Tensor:
-        """The n entries before `values` (B, T, ...), zeros at a row's start; keeps each row's last n."""
-        before = self._carried.get(name)
-        if before is None:
-            before = values.new_zeros(values.shape[0], n, *values.shape[2:])
-        joined = torch.cat([before, values], dim=1)
-        last_Bn = self._new_B[:, None] + torch.arange(n, device=values.device)
-        self._carried[name] = joined[self._rows[: self.n_rows, None], last_Bn]
+        """The n entries before `values` (B, T, ...); keeps each row's last n. What a new row finds there is the
+        model's to ignore: it knows where a sequence starts."""
+        if name not in self._carried:
+            self._carried[name] = values.new_zeros(self._max_rows, n, *values.shape[2:])
+        kept = self._carried[name][self._rows]
+        joined = torch.cat([kept, values], dim=1)
+        before = joined[:, :n]
+        if values.shape[1] == 1:
+            kept.copy_(joined[:, 1:])
+        else:
+            last_Bn = self._last_B1 + torch.arange(n, device=values.device)
+            kept.copy_(joined[torch.arange(len(joined), device=values.device)[:, None], last_Bn])
         return before
 
-    def mask(self) -> Tensor:
-        """What one new token a row may see, itself included: bool (B, 1, 1, longest + 1)."""
-        positions_S = torch.arange(self.longest + 1, device=self.lengths_B.device)
-        return (positions_S <= self.lengths_B[:, None])[:, None, None, :]
-
-    def keep(self, alive_B: Tensor) -> Tensor:
-        """Drop the rows that are not alive; returns for each row that stays the index it had.
-
-        Only rows behind the new end move, each into a hole: the copying is at most one row for each that left.
-        """
-        order = self._rows[: self.n_rows].clone()
-        n_alive = int(alive_B.sum())
-        holes = order[:n_alive][~alive_B[:n_alive]]
-        movers = order[n_alive:][alive_B[n_alive:]]
-        if len(holes):
-            for stored in (*self.keys, *self.values):
-                stored[holes, :, : self.longest] = stored[movers, :, : self.longest]
-            order[holes] = movers
-        order = order[:n_alive]
-        self._carried = {name: values[order] for name, values in self._carried.items()}
-        self.lengths_B = self.lengths_B[order]
-        self.longest = int(self.lengths_B.max()) if n_alive else 0
-        return order
+    def _mask(self, positions_BT: Tensor) -> Tensor:
+        """0 where a query at its position may see a key, -inf where not: (B, 1, T, S)."""
+        hidden = torch.arange(self._seen, device=self._device) > positions_BT[..., None]
+        return torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)[
+            :, None
+        ]

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from talaria.errors import UsageError, UserError
 from talaria.infer.connection import Connection, Meter, RefusedError
@@ -24,6 +24,7 @@ from talaria.infer.contract import (
     FinishReason,
     LogLikelihood,
     Message,
+    MoreSampling,
     Sampling,
     as_stops,
     row_seed,
@@ -76,11 +77,13 @@ class RemoteEngine:
         top_k: int | None = None,
         stop: Sequence[str] = (),
         seed: int | Sequence[int] | None = None,
+        n: int = 1,
+        **more: Unpack[MoreSampling],
     ) -> list[Completion]:
-        """Continue every prompt over /completions; arguments as in `Engine.generate`."""
+        """Continue every prompt over /completions; arguments as in `Engine.generate`, `top_logprobs` alone refused."""
         if isinstance(prompts, str):
             raise UsageError("prompts: one string; pass a list of prompts, e.g. generate([prompt])")
-        sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop))
+        sampling = Sampling(max_tokens, temperature, top_p, top_k, as_stops(stop), **more)
         if seed is None or isinstance(seed, int):
             seeds = [None if seed is None else row_seed(seed, index) for index in range(len(prompts))]
         elif len(seed) != len(prompts):
@@ -93,8 +96,10 @@ class RemoteEngine:
             answer = self._ask("/completions", {"prompt": asked, **self._options(sampling, seed)})
             return _completion(answer, lambda choice: choice["text"])
 
+        each = [prompt for prompt in prompts for _ in range(n)]
+        own_seeds = [None if seed is None else row_seed(seed, answer) for seed in seeds for answer in range(n)]
         with ThreadPoolExecutor(self.n_parallel) as pool:
-            return list(pool.map(complete, prompts, seeds))
+            return list(pool.map(complete, each, own_seeds))
 
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
         """Answer a conversation over /chat/completions; options as in `generate`."""
@@ -131,8 +136,21 @@ class RemoteEngine:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
+        if sampling.top_logprobs:
+            raise UsageError("top_logprobs: an endpoint tells text, not tokens; leave it out, or load the model here")
         # Sent only where they matter: not every endpoint knows them.
-        optional = {"top_k": sampling.top_k, "stop": list(sampling.stop) or None, "seed": seed}
+        penalty = sampling.repetition_penalty
+        optional = {
+            "top_k": sampling.top_k,
+            "stop": list(sampling.stop) or None,
+            "seed": seed,
+            "min_p": sampling.min_p or None,
+            "presence_penalty": sampling.presence_penalty or None,
+            "frequency_penalty": sampling.frequency_penalty or None,
+            "repetition_penalty": None if penalty == 1 else penalty,
+            # An endpoint's -100 bars a token.
+            "logit_bias": {str(token): max(bias, -100.0) for token, bias in sampling.logit_bias.items()} or None,
+        }
         return options | {name: value for name, value in optional.items() if value is not None}
 
     def _chat_body(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,15 @@ Legend: B rows in the batch, V vocabulary, N candidates kept by the filters. Exa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from talaria.errors import UsageError, UserError
-from talaria.infer.contract import Sampling
+from talaria.infer.contract import Sampling, TopLogProbs
 
 _NUCLEUS_CANDIDATES = 256
 
@@ -27,27 +30,75 @@ def draw_uniforms(seed: int | None, n_tokens: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random(n_tokens))
 
 
+class Penalties:
+    """What one request's own tokens and biases do to its logits: the prompt's ids in, then each new token.
+
+    Raises UserError where a bias of -inf bars each of the n_vocab tokens.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], n_vocab: int, device: torch.device) -> None:
+        self.sampling = sampling
+        self._counts_V = torch.zeros(n_vocab, device=device)
+        self._seen_V = torch.zeros(n_vocab, dtype=torch.bool, device=device)
+        # A prompt may hold ids of rows that pad the model's vocabulary; none of them is ever chosen.
+        self._seen_V[torch.tensor([token for token in prompt_ids if token < n_vocab], device=device)] = True
+        self._bias_V = torch.zeros(n_vocab, device=device)
+        for token, bias in sampling.logit_bias.items():
+            self._bias_V[token] = bias
+        if bool((self._bias_V == -torch.inf).all()):
+            raise UserError("logit_bias bars every token; leave at least one")
+
+    def count(self, token: int) -> None:
+        """Take note of a token of the answer."""
+        self._counts_V[token] += 1
+        self._seen_V[token] = True
+
+    def apply(self, logits_V: Tensor) -> Tensor:
+        """Logits as they are sampled from (`Sampling` says how)."""
+        factor = self.sampling.repetition_penalty
+        repeated_V = torch.where(logits_V > 0, logits_V / factor, logits_V * factor)
+        logits_V = torch.where(self._seen_V, repeated_V, logits_V)
+        logits_V = logits_V - self.sampling.presence_penalty * (self._counts_V > 0)
+        return logits_V - self.sampling.frequency_penalty * self._counts_V + self._bias_V
+
+
 def choose_tokens(
-    logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor | None, n_choices: int | None = None
+    logits_BV: Tensor,
+    sampling: Sampling | Sequence[Sampling],
+    uniforms_B: Tensor | None,
+    n_choices: int | None = None,
+    penalties: Sequence[Penalties | None] = (),
 ) -> tuple[Tensor, Tensor]:
     """Choose one token a row.
 
-    Takes float logits_BV and one uniform number a row (None when greedy). n_choices below V bars the ids from there
-    on: rows that pad the vocabulary and mean nothing. Returns tokens_B (int64) and log_probs_B (float32): the
-    log-softmax of the raw logits at the chosen tokens, before temperature and filters. Raises UserError for logits that
-    are NaN or +inf.
+    Takes float logits_BV, one way of sampling for all rows or one a row, and one uniform number a row (None when all
+    are greedy). n_choices below V bars the ids from there on: rows that pad the vocabulary and mean nothing. Returns
+    tokens_B (int64) and log_probs_B (float32): the log-softmax of the raw logits at the chosen tokens, before
+    penalties, temperature and filters. Raises UserError for logits that are NaN or +inf.
     """
     logits_BV = logits_BV.float()
     log_total_B = logits_BV.logsumexp(dim=-1)
     if not bool(log_total_B.isfinite().all()):
         raise UserError("the model's logits are not finite; its training diverged or its file is damaged: use another")
     choices_BV = logits_BV[:, :n_choices]
-    if sampling.temperature == 0:
-        tokens_B = choices_BV.argmax(dim=-1)
+    if any(penalties):
+        rows = [row if own is None else own.apply(row) for row, own in zip(choices_BV, penalties, strict=True)]
+        choices_BV = torch.stack(rows)
+    groups = _alike(sampling)
+    if len(groups) == 1:
+        tokens_B = _choose(choices_BV, groups[0][0], uniforms_B)
     else:
-        assert uniforms_B is not None
-        tokens_B = _sample(choices_BV, sampling, uniforms_B)
+        tokens_B = torch.empty(len(logits_BV), dtype=torch.int64, device=logits_BV.device)
+        for way, rows_G in groups:
+            own_G = None if uniforms_B is None else uniforms_B[rows_G]
+            tokens_B[rows_G] = _choose(choices_BV[rows_G], way, own_G)
     return tokens_B, logits_BV.gather(-1, tokens_B[:, None])[:, 0] - log_total_B
+
+
+def top_log_probs(logits_V: Tensor, n: int, n_choices: int) -> TopLogProbs:
+    """The n likeliest of the first n_choices ids of one row of raw logits, best first, each with its log-softmax."""
+    values_N, ids_N = logits_V[:n_choices].float().topk(min(n, n_choices))
+    return list(zip(ids_N.tolist(), (values_N - logits_V.float().logsumexp(dim=-1)).tolist(), strict=True))
 
 
 def token_log_probs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
@@ -56,11 +107,32 @@ def token_log_probs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     return chosen_B - logits_BV.float().logsumexp(dim=-1)
 
 
+def _alike(sampling: Sampling | Sequence[Sampling]) -> list[tuple[Sampling, list[int]]]:
+    """Rows that choose in the same way, together; a single group needs no row numbers."""
+    if isinstance(sampling, Sampling):
+        return [(sampling, [])]
+    if all(way is sampling[0] for way in sampling):
+        return [(sampling[0], [])]
+    groups: dict[tuple[float, float, int | None, float], tuple[Sampling, list[int]]] = {}
+    for row, way in enumerate(sampling):
+        groups.setdefault((way.temperature, way.top_p, way.top_k, way.min_p), (way, []))[1].append(row)
+    return list(groups.values())
+
+
+def _choose(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor | None) -> Tensor:
+    if sampling.temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    assert uniforms_B is not None
+    return _sample(logits_BV, sampling, uniforms_B)
+
+
 def _sample(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor) -> Tensor:
     vocab_size = logits_BV.shape[-1]
     top_k = min(sampling.top_k or vocab_size, vocab_size)
     # The best logit is moved to 0 first, so that a tiny temperature overflows nowhere.
     scaled_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-10)
+    if sampling.min_p > 0:
+        scaled_BV = scaled_BV.masked_fill(scaled_BV < math.log(sampling.min_p), -torch.inf)
     if top_k == vocab_size and sampling.top_p == 1.0:
         return _invert_cdf(scaled_BV.softmax(dim=-1), uniforms_B)
     if top_k < vocab_size:

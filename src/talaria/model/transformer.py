@@ -159,7 +159,8 @@ class Transformer(nn.Module):
         """Logits (B, T, V), fp32, for int64 token ids (B, T).
 
         `positions_BT`: int64, each token's place in its document; None is 0..T-1, and a cache needs it given.
-        `mask`: None is causal; else bool, broadcastable to (B, 1, T, S), true where a query may see a key.
+        `mask`: None is causal; else bool, broadcastable to (B, 1, T, S), true where a query may see a key, or numbers
+        in the model's dtype that are added to the scores.
         """
         return self.head(self.hidden(tokens_BT, positions_BT, mask, cache))
 

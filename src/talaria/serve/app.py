@@ -28,10 +28,11 @@ try:
 except ImportError:
     raise UserError("serving needs FastAPI; install it with: pip install 'talaria-lm[serve]'") from None
 
-from talaria.infer.contract import Chunk, row_seed
+from talaria.infer.contract import Chunk, Sampling, row_seed
 from talaria.infer.engine import Engine
 from talaria.serve.keys import Keyring
 from talaria.serve.limits import Gate, Guard, Refusal
+from talaria.serve.log_probs import Echo
 from talaria.serve.metrics import CONTENT_TYPE, Metrics
 from talaria.serve.replies import CHAT, TEXT, Reply, Shape, while_connected
 from talaria.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
@@ -110,13 +111,14 @@ def create_app(
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         model = asked_for(body.model)
         messages = [message.plain() for message in body.messages]
-        return await answer(request, model, CHAT, body, lambda: [model.engine.chat_prompt(messages)], messages)
+        return await answer(request, model, CHAT, body, lambda: [model.engine.chat_prompt(messages)], messages, False)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         model = asked_for(body.model)
         _check_count("prompt", body.prompt, settings)
-        return await answer(request, model, TEXT, body, lambda: encoded(model, body.prompt), body.prompt)
+        echo = bool(body.echo)
+        return await answer(request, model, TEXT, body, lambda: encoded(model, body.prompt), body.prompt, echo)
 
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, request: Request) -> JSONResponse:
@@ -147,12 +149,21 @@ def create_app(
         body: ChatRequest | CompletionRequest,
         encode: Callable[[], list[list[int]]],
         prompt: Any,
+        echo: bool,
     ) -> Response:
         begun, deadline = time.monotonic(), asyncio.get_running_loop().time() + settings.request_seconds
-        options = body.sampling(settings)
+        sampling = body.sampling(settings)
         prompts = await _within(deadline, encode)
         _check_prompts(prompts, model, settings)
-        answers = await _submitted(model.worker, prompts, options, body.seed)
+        n = body.n or 1
+        if n * len(prompts) > settings.inputs:
+            raise Refusal(
+                400, f"n: {n} answers to {len(prompts)} prompts; ask for {settings.inputs} at most", param="n"
+            )
+        n_top = body.asked_log_probs()
+        echoes = await _echoes(request, model, prompts, prompt, n_top, deadline) if echo else []
+        log_probs = [] if n_top is None else [shape.log_probs(model.engine.tokenizer) for _ in range(n * len(prompts))]
+        answers = await _submitted(model.worker, prompts, sampling, body.seed, n)
         n_prompt_tokens = sum(map(len, prompts))
 
         def told(texts: list[str], n_tokens: int, first_token_at: float | None) -> None:
@@ -162,7 +173,8 @@ def create_app(
                 gate.metrics.observe("talaria_first_token_seconds", first_token_at - begun, model=model.name)
             _log(request, model, settings, prompt, texts, n_prompt_tokens, n_tokens)
 
-        reply = Reply(shape, request, model.name, answers, n_prompt_tokens, deadline, told)
+        each = [prompt_echo for prompt_echo in echoes for _ in range(n)]
+        reply = Reply(shape, request, model.name, answers, n_prompt_tokens, deadline, told, each, log_probs)
         return await (reply.stream(body.with_usage) if body.stream else reply.whole())
 
     return app
@@ -178,19 +190,49 @@ def encoded(model: Served, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 async def _submitted(
-    worker: Worker, prompts: Sequence[Sequence[int]], options: Mapping[str, Any], seed: int | None
+    worker: Worker, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int | None, n: int
 ) -> list[Answer[Chunk]]:
-    """All prompts or none; prompt i draws with the seed that `Engine.generate` gives it."""
+    """All prompts or none, the n answers of one side by side; each draws with the seed that `Engine.generate` gives."""
     answers: list[Answer[Chunk]] = []
     try:
         for index, prompt in enumerate(prompts):
-            row = None if seed is None else row_seed(seed, index)
-            answers.append(worker.submit(prompt, {**options, "seed": row}))
+            for answer in range(n):
+                own = None if seed is None else row_seed(row_seed(seed, index), answer)
+                answers.append(worker.submit(prompt, sampling, own))
     except (Overloaded, Stopped):
         for submitted in answers:
             await submitted.aclose()
         raise
     return answers
+
+
+async def _echoes(
+    request: Request,
+    model: Served,
+    prompts: Sequence[list[int]],
+    asked: Sequence[Prompt],
+    n_top: int | None,
+    deadline: float,
+) -> list[Echo]:
+    """What the answers to each prompt begin with; `n_top` None leaves log-probabilities out."""
+    tokenizer = model.engine.tokenizer
+    for index, ids in enumerate(prompts):
+        if not ids or not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size or len(ids) > model.engine.context:
+            raise Refusal(
+                400, f"prompt {index}: token ids must lie in 0..{tokenizer.vocab_size - 1} and fit the context"
+            )
+    texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in asked]
+    if n_top is None:
+        return [Echo(text, ids, [], []) for text, ids in zip(texts, prompts, strict=True)]
+    scores = model.worker.score(prompts, n_top)
+    try:
+        found = await while_connected(request.receive, _collect(scores), deadline)
+    finally:
+        await scores.aclose()
+    return [
+        Echo(text, ids, [None, *log_probs], [[], *tops] if n_top else [])
+        for text, ids, (log_probs, tops) in zip(texts, prompts, found, strict=True)
+    ]
 
 
 async def _within(deadline: float, work: Callable[[], T]) -> T:
@@ -207,8 +249,8 @@ def _watch(model: Served, metrics: Metrics) -> None:
     metrics.watch("talaria_answers_waiting", lambda: model.worker.n_waiting, model=model.name)
 
 
-async def _collect(vectors: Answer[list[float]]) -> list[list[float]]:
-    return [vector async for vector in vectors]
+async def _collect(answer: Answer[T]) -> list[T]:
+    return [piece async for piece in answer]
 
 
 def _check_count(place: str, prompts: Sequence[Prompt], settings: ServeSettings) -> None:

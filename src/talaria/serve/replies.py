@@ -22,15 +22,17 @@ from starlette.types import Receive, Scope, Send
 
 from talaria.infer.contract import Chunk
 from talaria.serve.limits import ClientGone, Refusal
+from talaria.serve.log_probs import ChatLogProbs, Echo, LogProbs, TextLogProbs
 from talaria.serve.schema import error_body, usage
 from talaria.serve.worker import Answer, EngineFailed, Stopped
+from talaria.tokens.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The names that differ between routes, and a choice of a whole answer and of a piece of it."""
+    """The names that differ between routes, a choice of a whole answer and of a piece of it, and its `logprobs`."""
 
     id_prefix: str
     whole_object: str
@@ -38,6 +40,7 @@ class Shape:
     whole: Callable[[str], dict[str, Any]]
     piece: Callable[[str], dict[str, Any]]
     opening: dict[str, Any] | None
+    log_probs: Callable[[Tokenizer], LogProbs]
 
 
 CHAT = Shape(
@@ -47,16 +50,24 @@ CHAT = Shape(
     lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
     lambda text: {"delta": {"content": text} if text else {}},
     {"delta": {"role": "assistant", "content": ""}},
+    ChatLogProbs,
 )
 TEXT = Shape(
-    "cmpl-", "text_completion", "text_completion", lambda text: {"text": text}, lambda text: {"text": text}, None
+    "cmpl-",
+    "text_completion",
+    "text_completion",
+    lambda text: {"text": text},
+    lambda text: {"text": text},
+    None,
+    TextLogProbs,
 )
 
 
 @dataclass
 class Reply:
-    """One request's answers (one a prompt) on their way out.
+    """One request's answers (n a prompt) on their way out.
 
+    `echoes` are what each answer begins with, if anything; `log_probs` one writer an answer, where they are asked for.
     `deadline` is a time of the event loop's clock. `told(texts, n_tokens, first_token_at)` is called once, however it
     ends: the text of each answer so far, tokens generated in all, time.monotonic() at the first (None: there was none).
     """
@@ -68,6 +79,8 @@ class Reply:
     prompt_tokens: int
     deadline: float
     told: Callable[[list[str], int, float | None], None]
+    echoes: Sequence[Echo]
+    log_probs: Sequence[LogProbs]
     texts: list[str] = field(init=False)
     n_tokens: int = 0
     first_token_at: float | None = None
@@ -83,19 +96,22 @@ class Reply:
     async def whole(self) -> JSONResponse:
         """All answers in one response."""
 
-        async def collect() -> list[str | None]:
-            reasons: list[str | None] = [None] * len(self.answers)
-            async for index, chunk in self._chunks():
-                reasons[index] = chunk.finish_reason
-            return reasons
+        reasons: list[str | None] = [None] * len(self.answers)
+        log_probs: list[dict[str, Any] | None] = [None] * len(self.answers)
+
+        async def collect() -> None:
+            async for index, piece in self._pieces():
+                reasons[index] = _reason(piece)
+                if self.log_probs:
+                    log_probs[index] = _joined(log_probs[index], self.log_probs[index].of(piece))
 
         try:
-            reasons = await while_connected(self.request.receive, collect(), self.deadline)
+            await while_connected(self.request.receive, collect(), self.deadline)
         finally:
             await self.close()
         choices = [
-            {"index": index, **self.shape.whole(text), "logprobs": None, "finish_reason": reason}
-            for index, (text, reason) in enumerate(zip(self.texts, reasons, strict=True))
+            {"index": i, **self.shape.whole(text), "logprobs": log_probs[i], "finish_reason": reasons[i]}
+            for i, text in enumerate(self.texts)
         ]
         body = {**self._head, "object": self.shape.whole_object, "choices": choices}
         return JSONResponse({**body, "usage": usage(self.prompt_tokens, self.n_tokens)})
@@ -117,10 +133,15 @@ class Reply:
             await answer.aclose()
         self.told(self.texts, self.n_tokens, self.first_token_at)
 
-    async def _chunks(self) -> AsyncIterator[tuple[int, Chunk]]:
-        """Every answer's chunks, one answer after the other; they are made side by side all the same."""
+    async def _pieces(self) -> AsyncIterator[tuple[int, Chunk | Echo]]:
+        """Every answer's pieces, one answer after the other; they are made side by side all the same."""
         for index, answer in enumerate(self.answers):
+            echo = self.echoes[index] if self.echoes else None
             async for chunk in answer:
+                if echo is not None:  # after the first chunk has come, for only then nothing is wrong with the prompt
+                    self.texts[index] = echo.text
+                    yield index, echo
+                    echo = None
                 self.first_token_at = self.first_token_at or time.monotonic()
                 self.texts[index] += chunk.text
                 self.n_tokens += len(chunk.token_ids)
@@ -131,16 +152,15 @@ class Reply:
             body = {**self._head, "object": self.shape.piece_object, "choices": choices}
             return _event(body | {"usage": counts} if with_usage else body)
 
-        def choice(index: int, content: dict[str, Any], reason: str | None) -> list[dict[str, Any]]:
-            return [{"index": index, **content, "logprobs": None, "finish_reason": reason}]
-
         opened: set[int] = set()
-        async for index, chunk in self._chunks():
+        async for index, piece in self._pieces():
             if index not in opened and self.shape.opening is not None:
-                yield event(choice(index, self.shape.opening, None))
+                yield event([{"index": index, **self.shape.opening, "logprobs": None, "finish_reason": None}])
             opened.add(index)
-            if chunk.text or chunk.finish_reason:
-                yield event(choice(index, self.shape.piece(chunk.text), chunk.finish_reason))
+            log_probs, reason = self.log_probs[index].of(piece) if self.log_probs else None, _reason(piece)
+            if piece.text or log_probs or reason:
+                content = self.shape.piece(piece.text)
+                yield event([{"index": index, **content, "logprobs": log_probs, "finish_reason": reason}])
         if with_usage:
             yield event([], usage(self.prompt_tokens, self.n_tokens))
         yield "data: [DONE]\n\n"
@@ -169,6 +189,17 @@ class EventStream(Response):
         await _send(send, self._first)
         async for event in self._events:
             await _send(send, event)
+
+
+def _reason(piece: Chunk | Echo) -> str | None:
+    return piece.finish_reason if isinstance(piece, Chunk) else None
+
+
+def _joined(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any]:
+    """Lists one behind the other; what is None stays None."""
+    if before is None:
+        return after
+    return {name: None if after[name] is None else before[name] + after[name] for name in after}
 
 
 async def _send(send: Send, text: str, more: bool = True) -> None:

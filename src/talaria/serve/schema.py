@@ -1,17 +1,18 @@
 """Bodies of the OpenAI-compatible routes: what a request may ask for, and how an error is told.
 
 A field that would change the answer and is not supported is refused by its name, never ignored; it is accepted where it
-asks for what happens anyway (`n = 1`). `user`, `metadata` and `store` change nothing and are accepted.
+asks for what happens anyway (`suffix = null`). `user`, `metadata` and `store` change nothing and are accepted.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from talaria.errors import UserError
+from talaria.infer.contract import Sampling, as_stops
 from talaria.serve.settings import ServeSettings
 
 Prompt = str | list[int]
@@ -62,7 +63,17 @@ Text = Annotated[str, AfterValidator(_whole)]
 StopString = Annotated[Text, Field(max_length=200)]
 Stops = StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
 Prompts = Annotated[Any, AfterValidator(_prompts)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+NTop = Annotated[int, Field(ge=0, le=20)]
+
+
+def _by_id(biases: dict[str, float]) -> dict[int, float]:
+    if not all(token.isascii() and token.isdecimal() and len(token) < 10 for token in biases):
+        raise ValueError("its keys must be token ids, written as strings")
+    return {int(token): bias for token, bias in biases.items()}
+
+
+Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024), AfterValidator(_by_id)]
 
 
 class TextPart(_Body):
@@ -99,7 +110,7 @@ class _Harmless(_Body):
 
 
 class _Sampled(_Harmless):
-    """What chat and completion requests share; from `n` on, only what asks for nothing special."""
+    """What chat and completion requests share."""
 
     max_tokens: PositiveInt | None = None
     temperature: float | None = Field(default=None, ge=0, le=100)
@@ -109,10 +120,11 @@ class _Sampled(_Harmless):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    n: PositiveInt | None = None
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Biases | None = None
 
     @property
     def with_usage(self) -> bool:
@@ -122,19 +134,27 @@ class _Sampled(_Harmless):
     def asked_max_tokens(self) -> int | None:
         return self.max_tokens
 
-    def sampling(self, limits: ServeSettings) -> dict[str, Any]:
-        """The engine's options, without the seed. Raises UserError where max_tokens is beyond the limit."""
+    def asked_log_probs(self) -> int | None:
+        """How many of the likeliest tokens each place is to tell; None where no log-probabilities are asked for."""
+        raise NotImplementedError
+
+    def sampling(self, limits: ServeSettings) -> Sampling:
+        """How the engine is to choose tokens. Raises UserError where max_tokens is beyond the limit."""
         max_tokens = self.asked_max_tokens() or min(limits.default_max_tokens, limits.max_tokens)
         if max_tokens > limits.max_tokens:
             raise UserError(f"max_tokens: {max_tokens} is more than this server gives; ask for {limits.max_tokens}")
-        stop = self.stop or ()
-        return {
-            "max_tokens": max_tokens,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k,
-            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-        }
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k,
+            stop=as_stops(self.stop or ()),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=cast(dict[int, float], self.logit_bias or {}),
+            top_logprobs=self.asked_log_probs() or 0,
+        )
 
 
 class ChatRequest(_Sampled):
@@ -143,21 +163,34 @@ class ChatRequest(_Sampled):
     # The template is rendered once for every answer in the conversation, so the number of turns is bounded.
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256, fail_fast=True)]
     max_completion_tokens: PositiveInt | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    logprobs: bool | None = None
+    top_logprobs: NTop | None = None
+
+    @model_validator(mode="after")
+    def _top_of_log_probs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            told = {"field": "top_logprobs"}
+            raise PydanticCustomError("unsupported", "{field}: asks for logprobs = true beside it", told)
+        return self
 
     def asked_max_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    def asked_log_probs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
 
 
 class CompletionRequest(_Sampled):
     """POST /v1/completions."""
 
     prompt: Prompts
-    echo: Literal[False] | None = None
+    echo: bool | None = None
     best_of: Literal[1] | None = None
-    logprobs: None = None
+    logprobs: NTop | None = None
     suffix: None = None
+
+    def asked_log_probs(self) -> int | None:
+        return self.logprobs
 
 
 class EmbeddingRequest(_Harmless):

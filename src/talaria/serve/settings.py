@@ -27,8 +27,8 @@ class ServeSettings(Settings):
     """From the request's arrival to its answer's end, the wait for its turn included."""
     stalled_seconds: PositiveFloat = 20.0
     """A client that sends its request, or reads its answer, more slowly than this is dropped."""
-    running: PositiveInt = 8
-    """Answers made at the same time, a model."""
+    running: PositiveInt = 64
+    """Answers made at the same time, a model: each step of the engine gives all of them a token."""
     waiting: NonNegativeInt = 64
     """Answers that wait for their turn, a model; beyond them a request is refused with status 429."""
     stop_seconds: PositiveFloat = 30.0

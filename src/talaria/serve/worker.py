@@ -1,12 +1,13 @@
 """The one place that touches an engine while it serves: prompts in, answers out as they come, from one thread.
 
-    worker = Worker(engine, max_running=8, max_waiting=64)
-    answer = worker.submit(prompt_ids, {"max_tokens": 20, "temperature": 0.0})
-    async for chunk in answer: ...            # or await answer.aclose(), which ends it and frees its place
+    worker = Worker(engine, max_running=64, max_waiting=64)
+    answer = worker.submit(prompt_ids, Sampling(max_tokens=20), seed=7)
+    async for chunk in answer: ...            # or await answer.aclose(), which ends it and frees its memory
 
-A thread owns the engine. It gives every running answer one token in turn, so a long answer does not keep a short one
-waiting, and hands the pieces to the event loop that asked. It never waits for a reader: an answer's queue holds at most
-its own max_tokens pieces, so one that is not read costs that much memory and no time of the others.
+A thread owns the engine and steps it: each step gives every running answer one token, whoever joined or left since the
+last one. Texts to embed or to score take turns with the steps. The thread hands the pieces to the loop that asked and
+never waits for a reader: an answer's queue holds at most its own max_tokens pieces, so one that is not read costs that
+much memory and no time of the others.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.nn import functional as F
 
 from talaria.errors import UserError
-from talaria.infer.contract import Chunk
+from talaria.infer.contract import Chunk, Sampling
 from talaria.infer.engine import Engine
+from talaria.infer.likelihood import PromptLogProbs, prompt_log_probs
 
 logger = logging.getLogger("talaria.serve")
 T = TypeVar("T")
@@ -47,18 +50,29 @@ class EngineFailed(Exception):
     """The engine raised what is no mistake of the user; the log has it."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What the engine is to continue."""
+
+    ids: Sequence[int]
+    sampling: Sampling
+    seed: int | None
+
+
 class Answer(Generic[T]):
     """The pieces of one answer as they come. Raises UserError, EngineFailed or Stopped in place of a piece."""
 
-    def __init__(self, worker: Worker, start: Callable[[], Iterator[T]]) -> None:
+    def __init__(self, worker: Worker, work: Prompt | Iterator[T]) -> None:
+        self.work = work
+        self.cancelled = False
         self._worker = worker
-        self._start = start
-        self._steps: Iterator[T] | None = None
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[T | Exception | None] = asyncio.Queue()
         self._ended = False
-        self.cancelled = False
+        # The worker's thread alone touches these.
         self.begun: float | None = None
+        self.request_id: int | None = None
+        self.done = False
 
     def __aiter__(self) -> Answer[T]:
         return self
@@ -75,36 +89,8 @@ class Answer(Generic[T]):
         self._ended = True
         self._worker.cancel(self)
 
-    # The rest runs on the worker's thread.
-
-    def advance(self) -> bool:
-        """Make the next piece; False when there is none left."""
-        if self.cancelled:
-            self.close()
-            return False
-        try:
-            if self._steps is None:
-                self.begun = time.monotonic()
-                self._steps = self._start()
-            piece = next(self._steps, None)
-        except UserError as error:
-            self.put(error)
-            return False
-        except Exception:  # whatever it is, this request alone must end, not the thread of all
-            logger.exception("the engine failed")
-            self.put(EngineFailed("the server failed; its log says why"))
-            return False
-        self.put(piece)
-        return piece is not None
-
-    def close(self) -> None:
-        """Let go of the engine's memory."""
-        close = getattr(self._steps, "close", None)
-        if close is not None:
-            close()
-        self._steps = None
-
     def put(self, piece: T | Exception | None) -> None:
+        """Hand over a piece, or what ends the answer; from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
         except RuntimeError:  # the loop has closed, so nobody is there to read
@@ -114,12 +100,13 @@ class Answer(Generic[T]):
 class Worker:
     """Runs the requests of one engine: at most max_running at a time, max_waiting more in line."""
 
-    def __init__(self, engine: Engine, max_running: int = 8, max_waiting: int = 64) -> None:
+    def __init__(self, engine: Engine, max_running: int = 64, max_waiting: int = 64) -> None:
         self.engine = engine
         self.max_running = max_running
         self.max_waiting = max_waiting
         self._waiting: deque[Answer[Any]] = deque()
         self._running: list[Answer[Any]] = []
+        self._asked: dict[int, Answer[Chunk]] = {}  # by the engine's numbers
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -133,19 +120,24 @@ class Worker:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    def submit(self, prompt_ids: Sequence[int], options: Mapping[str, Any]) -> Answer[Chunk]:
-        """Ask for an answer; `options` are those of `Engine.stream`. Call on an event loop.
+    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None) -> Answer[Chunk]:
+        """Ask for an answer, as `Engine.submit` does. Call on an event loop.
 
         Raises Overloaded and Stopped at once; what the engine finds wrong comes in place of the first piece.
         """
-        return self._enqueue(lambda: self.engine.stream(prompt_ids, **options))
+        return self._enqueue(Answer(self, Prompt(prompt_ids, sampling, seed)))
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Answer[list[float]]:
         """Ask for one vector (D numbers, norm 1) for each list of token ids, in order. Raises as `submit`."""
-        return self._enqueue(lambda: (embedding(self.engine, ids) for ids in texts))
+        return self._enqueue(Answer(self, (embedding(self.engine, ids) for ids in texts)))
+
+    def score(self, prompts: Sequence[Sequence[int]], n_top: int) -> Answer[PromptLogProbs]:
+        """Ask how probable each prompt's own tokens are, prompt by prompt. Raises as `submit`."""
+        engine, n_choices = self.engine, self.engine.tokenizer.vocab_size
+        return self._enqueue(Answer(self, (prompt_log_probs(engine.model, ids, n_top, n_choices) for ids in prompts)))
 
     def cancel(self, answer: Answer[Any]) -> None:
-        """End an answer; one that waits leaves the line at once."""
+        """End an answer; one that waits leaves the line at once, one that runs leaves before the next step."""
         with self._changed:
             answer.cancelled = True
             if answer in self._waiting:
@@ -167,8 +159,7 @@ class Worker:
                 answer.put(Stopped("the server stopped before the answer ended"))
         self._thread.join()
 
-    def _enqueue(self, start: Callable[[], Iterator[T]]) -> Answer[T]:
-        answer = Answer(self, start)
+    def _enqueue(self, answer: Answer[T]) -> Answer[T]:
         with self._changed:
             if self._stopping:
                 raise Stopped("the server is stopping; try again later")
@@ -183,22 +174,77 @@ class Worker:
         return answer
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._running:
-                    if self._stopping:
-                        return
-                    self._changed.wait()
-                while self._waiting and len(self._running) < self.max_running:
-                    self._running.append(self._waiting.popleft())
-                turn = list(self._running)
-            done = [answer for answer in turn if not answer.advance()]
-            with self._changed:
-                for answer in done:
-                    self._running.remove(answer)
-                    if answer.begun is not None:
-                        seconds = time.monotonic() - answer.begun
-                        self._answer_seconds += 0.1 * (seconds - self._answer_seconds)
+        while turn := self._next_turn():
+            for answer in turn:
+                if answer.cancelled:
+                    self._end(answer)
+                elif answer.begun is None:
+                    self._begin(answer)
+            if self._asked:
+                self._step()
+            for answer in turn:
+                if not answer.done and not isinstance(answer.work, Prompt):
+                    self._make_one(answer, answer.work)
+
+    def _next_turn(self) -> list[Answer[Any]]:
+        """Those that run, with as many from the line as have a place; waits for some, empty when none will come."""
+        with self._changed:
+            while not self._waiting and not self._running:
+                if self._stopping:
+                    return []
+                self._changed.wait()
+            while self._waiting and len(self._running) < self.max_running:
+                self._running.append(self._waiting.popleft())
+            return list(self._running)
+
+    def _begin(self, answer: Answer[Any]) -> None:
+        answer.begun = time.monotonic()
+        if isinstance(work := answer.work, Prompt):
+            request_id = self._attempt([answer], lambda: self.engine.submit(work.ids, work.sampling, work.seed))
+            if request_id is not None:
+                answer.request_id = request_id
+                self._asked[request_id] = answer
+
+    def _step(self) -> None:
+        # An engine that fails has lost every request, and goes on with new ones.
+        for request_id, chunk in self._attempt(list(self._asked.values()), self.engine.step) or []:
+            answer = self._asked[request_id]
+            answer.put(chunk)
+            if chunk.finish_reason is not None:
+                self._end(answer)
+
+    def _make_one(self, answer: Answer[T], work: Iterator[T]) -> None:
+        piece = self._attempt([answer], lambda: next(work, None))
+        if piece is not None:
+            answer.put(piece)
+        elif not answer.done:
+            self._end(answer)
+
+    def _attempt(self, answers: Sequence[Answer[Any]], work: Callable[[], T]) -> T | None:
+        """What `work` returns; None where it fails, which ends these answers alone and not the thread of all."""
+        told: Exception
+        try:
+            return work()
+        except UserError as error:
+            told = error
+        except Exception:
+            logger.exception("the engine failed")
+            told = EngineFailed("the server failed; its log says why")
+        for answer in answers:
+            self._end(answer, told)
+        return None
+
+    def _end(self, answer: Answer[Any], error: Exception | None = None) -> None:
+        """The answer's last piece is out, or never comes: free what it holds."""
+        if answer.request_id is not None:
+            self.engine.cancel(answer.request_id)
+            del self._asked[answer.request_id]
+        if answer.begun is not None:
+            self._answer_seconds += 0.1 * (time.monotonic() - answer.begun - self._answer_seconds)
+        answer.done = True
+        with self._changed:  # before the reader learns of it, so that its next request finds the place free
+            self._running.remove(answer)
+        answer.put(error)
 
 
 @torch.inference_mode()
