@@ -110,6 +110,19 @@ def import_(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, a checkpoint, a Hugging Face folder or a .gguf file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder or .gguf file to write.")],
+    to: Annotated[str, typer.Option(help="huggingface (transformers, vLLM) or gguf (llama.cpp).")] = "huggingface",
+    type: Annotated[str | None, typer.Option(help="Of a gguf's matrices: f32 (default), f16 or q8_0.")] = None,
+) -> None:
+    """Write a model, its tokenizer and chat template for other engines."""
+    from talaria.commands import export_model
+
+    export_model(path, to, output, type)
+
+
+@app.command()
 def quantize(
     path: Annotated[Path, typer.Argument(help="A run, a stage, a Hugging Face folder or a .gguf file.")],
     to: Annotated[str, typer.Option(help="int4 or int8.")] = "int4",

@@ -131,6 +131,34 @@ def import_model(source: Path, target: Path) -> None:
     console.print(f"{target}: {model.shape.n_params():,} parameters; talk to it: talaria chat {target}")
 
 
+def export_model(path: Path, to: str, output: Path, type: str | None) -> None:
+    """Write a model as a Hugging Face folder or as one .gguf file, for other engines."""
+    from talaria.infer.load import find_model
+    from talaria.model.checkpoint import export_huggingface, load_model
+    from talaria.model.export_gguf import TYPES, export_gguf
+    from talaria.run import atomic_folder
+
+    if to not in ("huggingface", "gguf"):
+        raise UsageError(f"--to {to}: unknown; choose huggingface or gguf")
+    if type is not None and (to != "gguf" or type not in TYPES):
+        raise UsageError(f"--type {type}: choose {', '.join(TYPES)}, with --to gguf; a folder keeps fp32")
+    if to == "gguf" and output.suffix != ".gguf":
+        raise UsageError(f"--output {output}: name a file that ends in .gguf")
+    if output.exists():
+        raise UserError(f"{output}: exists already; choose another name or delete it")
+    model, tokenizer = load_model(find_model(path))
+    try:
+        if to == "gguf":
+            export_gguf(model, tokenizer, output, type or "f32")
+        else:
+            with atomic_folder(output) as folder:
+                export_huggingface(model, tokenizer, folder)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    n_bytes = sum(file.stat().st_size for file in ([output] if output.is_file() else output.iterdir()))
+    console.print(f"{output}: {model.shape.n_params():,} parameters, {n_bytes:,} bytes")
+
+
 def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output: Path | None) -> None:
     """Print what quantizing a model saves and costs; write the quantized model where `output` is given."""
     from talaria.eval.fidelity import batches_of_shards, batches_of_text, compare_models, fidelity_table
