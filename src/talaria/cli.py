@@ -137,6 +137,19 @@ def quantize(
 
 
 @app.command()
+def bench(
+    path: Annotated[Path | None, typer.Argument(help="A model; else an untrained one.", metavar="[PATH]")] = None,
+    quantize: Annotated[str | None, typer.Option(help="Round the weights first: int4 or int8.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each rate is measured.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Prefill and decode rates of a model on this machine."""
+    from talaria.commands import bench as measure
+
+    measure(path, quantize, repeats, as_json)
+
+
+@app.command()
 def compare(first: RunArgument, second: RunArgument) -> None:
     """Two runs side by side: settings that differ, losses, results and whether they differ beyond noise."""
     from talaria.commands import compare_runs

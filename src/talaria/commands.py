@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -190,6 +191,31 @@ def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output
         with atomic_folder(output) as folder:
             save_quantized(after.model, tokenizer, folder)
         console.print(f"{output}: talk to it: talaria chat {output}")
+
+
+def bench(path: Path | None, quantize: str | None, repeats: int, as_json: bool) -> None:
+    """Print how fast a model reads and writes on this machine; without a path, an untrained one of depth 8."""
+    from talaria.infer.engine import Engine
+    from talaria.infer.load import load
+    from talaria.infer.rates import measure_rates, rates_table
+    from talaria.model.quantized import check_scheme
+    from talaria.model.quantized import quantize as quantize_weights
+    from talaria.model.shape import shape_from_depth
+    from talaria.model.transformer import Transformer
+    from talaria.tokens.settings import TokenizerSettings
+    from talaria.tokens.tokenizer import Tokenizer
+
+    if path is not None:
+        engine = load(path, quantize)
+    else:
+        tokenizer = Tokenizer.train(["none"], TokenizerSettings(vocab_size=512))
+        model = Transformer(shape_from_depth(8, 8192, context=1024)).eval()
+        engine = Engine(model if quantize is None else quantize_weights(model, check_scheme(quantize)), tokenizer)
+    rates = measure_rates(engine, repeats)
+    if as_json:
+        print(json.dumps(asdict(rates), indent=1))
+    else:
+        Console().print(rates_table(rates))
 
 
 def chat(path: Path, system: str | None, temperature: float, top_p: float, max_tokens: int, seed: int | None) -> None:

@@ -11,14 +11,15 @@ import pytest
 import torch
 from command_line import talaria
 from random_weights import random_model
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 
 from talaria.errors import UserError
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.export_gguf import export_gguf, tokenizer_metadata
 from talaria.model.gguf import GGUFFile
 from talaria.model.gguf_writer import encode
+from talaria.model.interop_gguf import PIECES
 from talaria.model.shape import Llama3RopeScaling, ModelShape
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
@@ -68,7 +69,7 @@ def test_the_reference_package_reads_what_was_written(type: str, tokenizer: Toke
     export_gguf(model, tokenizer, tmp_path / "a.gguf", type)
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    up = model.blocks[1].feed_forward.up.weight.detach().numpy()[80:]
+    up = model.get_parameter("blocks.1.feed_forward.up.weight").detach().numpy()[80:]
     kind = gguf.GGMLQuantizationType[type.upper()]
     assert tensors["blk.1.ffn_up.weight"].tensor_type == kind
     np.testing.assert_array_equal(tensors["blk.1.ffn_up.weight"].data, gguf.quants.quantize(up, kind))
@@ -97,7 +98,7 @@ def test_llama_rows_are_turned_to_pairs_and_qwen3s_are_not(tokenizer: Tokenizer,
     for case in ("llama", "qwen3"):
         model = random_model(shape_of(case, tokenizer))
         export_gguf(model, tokenizer, tmp_path / f"{case}.gguf")
-        query = model.blocks[0].attention.qkv.weight.detach().numpy()[:16]  # the first head
+        query = model.get_parameter("blocks.0.attention.qkv.weight").detach().numpy()[:16]  # the first head
         stored = GGUFFile(tmp_path / f"{case}.gguf").read("blk.0.attn_q.weight")[:16]
         pairs = query.reshape(2, 8, -1).swapaxes(0, 1).reshape(query.shape)
         np.testing.assert_array_equal(stored, pairs if case == "llama" else query)
@@ -113,6 +114,21 @@ def test_runs_of_blanks_are_entries_that_llama_cpp_finds_before_it_cuts(tokenize
     assert "Ġ" in tokens
     assert kinds[-3:] == [5, 5, 5], "rows of the embedding that no token has"
     assert [kinds[id] for id in tokenizer.special_ids.values()] == [3] * 5
+
+
+@pytest.mark.parametrize("pre", PIECES)
+def test_a_tokenizer_that_llama_cpp_knows_keeps_its_name(pre: str) -> None:
+    """A model that came from elsewhere must not be cut by the pattern nearest to ours."""
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PIECES[pre]]
+    if pre == "smollm":  # as its own folder has it
+        cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    else:
+        cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    backend = Backend(models.BPE(vocab={"a": 0, "Ġ": 1, "ĠĠ": 2}, merges=[("Ġ", "Ġ")]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence(cuts), decoders.ByteLevel()
+    written = tokenizer_metadata(Tokenizer.from_parts(backend, eos_token="a"), 3)
+    assert written["tokenizer.ggml.pre"] == pre
+    assert written["tokenizer.ggml.tokens"] == ["a", "Ġ", "ĠĠ"], "runs of spaces are split apart for ours alone"
 
 
 def character_tokenizer() -> Tokenizer:

@@ -168,6 +168,8 @@ def _pieces(written: dict[str, Any]) -> tuple[str, ...]:
     """The patterns that a tokenizer.json cuts text by, one after another, before it merges."""
     if written["model"]["type"] != "BPE" or (written["decoder"] or {}).get("type") != "ByteLevel":
         raise UserError("only byte-level BPE can be written to GGUF, not this tokenizer; export --to huggingface")
+    if written["normalizer"] not in (None, {"type": "NFC"}):  # text is nearly always in NFC already
+        raise UserError(f"llama.cpp has no normalizer {written['normalizer']}; export --to huggingface")
     pre = written["pre_tokenizer"] or {}
     patterns: list[str] = []
     for step in pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]:
