@@ -119,7 +119,7 @@ def test_runs_of_blanks_are_entries_that_llama_cpp_finds_before_it_cuts(tokenize
 @pytest.mark.parametrize("pre", PIECES)
 def test_a_tokenizer_that_llama_cpp_knows_keeps_its_name(pre: str) -> None:
     """A model that came from elsewhere must not be cut by the pattern nearest to ours."""
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PIECES[pre]]
+    cuts: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PIECES[pre]]
     if pre == "smollm":  # as its own folder has it
         cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     else:
