@@ -137,6 +137,7 @@ def export_model(path: Path, to: str, output: Path, type: str | None) -> None:
     from talaria.infer.load import find_model
     from talaria.model.checkpoint import export_huggingface, load_model
     from talaria.model.export_gguf import TYPES, export_gguf
+    from talaria.model.quantized_folder import is_quantized
     from talaria.run import atomic_folder
 
     if to not in ("huggingface", "gguf"):
@@ -147,7 +148,10 @@ def export_model(path: Path, to: str, output: Path, type: str | None) -> None:
         raise UsageError(f"--output {output}: name a file that ends in .gguf")
     if output.exists():
         raise UserError(f"{output}: exists already; choose another name or delete it")
-    model, tokenizer = load_model(find_model(path))
+    found = find_model(path)
+    if is_quantized(found):
+        raise UserError(f"{found}: is quantized for our own engine; export the model that it was made from")
+    model, tokenizer = load_model(found)
     try:
         if to == "gguf":
             export_gguf(model, tokenizer, output, type or "f32")

@@ -88,7 +88,8 @@ def test_q8_0_is_ggmls_to_the_last_bit() -> None:
     gguf = pytest.importorskip("gguf")
     values = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
     values[0] = 0
-    values[1] = np.linspace(-127, 127, 64).round() / 2
+    values[1] = np.arange(-16, 16, 0.5)  # with a scale of 1, so that every other value is a half
+    values[1, [0, 32]] = 127
     expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0).tobytes()
     assert encode(values, "Q8_0") == expected
 
