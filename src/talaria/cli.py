@@ -110,6 +110,19 @@ def import_(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, a checkpoint, a Hugging Face folder or a .gguf file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder or .gguf file to write.")],
+    to: Annotated[str, typer.Option(help="huggingface (transformers, vLLM) or gguf (llama.cpp).")] = "huggingface",
+    type: Annotated[str | None, typer.Option(help="Of a gguf's matrices: f32 (default), f16 or q8_0.")] = None,
+) -> None:
+    """Write a model, its tokenizer and chat template for other engines."""
+    from talaria.commands import export_model
+
+    export_model(path, to, output, type)
+
+
+@app.command()
 def quantize(
     path: Annotated[Path, typer.Argument(help="A run, a stage, a Hugging Face folder or a .gguf file.")],
     to: Annotated[str, typer.Option(help="int4 or int8.")] = "int4",
@@ -121,6 +134,19 @@ def quantize(
     from talaria.commands import quantize_model
 
     quantize_model(path, to, text, tokens, output)
+
+
+@app.command()
+def bench(
+    path: Annotated[Path | None, typer.Argument(help="A model; else an untrained one.", metavar="[PATH]")] = None,
+    quantize: Annotated[str | None, typer.Option(help="Round the weights first: int4 or int8.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each rate is measured.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Prefill and decode rates of a model on this machine."""
+    from talaria.commands import bench as measure
+
+    measure(path, quantize, repeats, as_json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -135,6 +136,38 @@ def import_model(source: Path, target: Path) -> None:
     console.print(f"{target}: {model.shape.n_params():,} parameters; talk to it: talaria chat {target}")
 
 
+def export_model(path: Path, to: str, output: Path, type: str | None) -> None:
+    """Write a model as a Hugging Face folder or as one .gguf file, for other engines."""
+    from talaria.infer.load import find_model
+    from talaria.model.checkpoint import export_huggingface, load_model
+    from talaria.model.export_gguf import TYPES, export_gguf
+    from talaria.model.quantized_folder import is_quantized
+    from talaria.run import atomic_folder
+
+    if to not in ("huggingface", "gguf"):
+        raise UsageError(f"--to {to}: unknown; choose huggingface or gguf")
+    if type is not None and (to != "gguf" or type not in TYPES):
+        raise UsageError(f"--type {type}: choose {', '.join(TYPES)}, with --to gguf; a folder keeps fp32")
+    if to == "gguf" and output.suffix != ".gguf":
+        raise UsageError(f"--output {output}: name a file that ends in .gguf")
+    if output.exists():
+        raise UserError(f"{output}: exists already; choose another name or delete it")
+    found = find_model(path)
+    if is_quantized(found):
+        raise UserError(f"{found}: is quantized for our own engine; export the model that it was made from")
+    model, tokenizer = load_model(found)
+    try:
+        if to == "gguf":
+            export_gguf(model, tokenizer, output, type or "f32")
+        else:
+            with atomic_folder(output) as folder:
+                export_huggingface(model, tokenizer, folder)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    n_bytes = sum(file.stat().st_size for file in ([output] if output.is_file() else output.iterdir()))
+    console.print(f"{output}: {model.shape.n_params():,} parameters, {n_bytes:,} bytes")
+
+
 def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output: Path | None) -> None:
     """Print what quantizing a model saves and costs; write the quantized model where `output` is given."""
     from talaria.eval.fidelity import batches_of_shards, batches_of_text, compare_models, fidelity_table
@@ -166,6 +199,31 @@ def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output
         with atomic_folder(output) as folder:
             save_quantized(after.model, tokenizer, folder)
         console.print(f"{output}: talk to it: talaria chat {output}")
+
+
+def bench(path: Path | None, quantize: str | None, repeats: int, as_json: bool) -> None:
+    """Print how fast a model reads and writes on this machine; without a path, an untrained one of depth 8."""
+    from talaria.infer.engine import Engine
+    from talaria.infer.load import load
+    from talaria.infer.rates import measure_rates, rates_table
+    from talaria.model.quantized import check_scheme
+    from talaria.model.quantized import quantize as quantize_weights
+    from talaria.model.shape import shape_from_depth
+    from talaria.model.transformer import Transformer
+    from talaria.tokens.settings import TokenizerSettings
+    from talaria.tokens.tokenizer import Tokenizer
+
+    if path is not None:
+        engine = load(path, quantize)
+    else:
+        tokenizer = Tokenizer.train(["none"], TokenizerSettings(vocab_size=512))
+        model = Transformer(shape_from_depth(8, 8192, context=1024)).eval()
+        engine = Engine(model if quantize is None else quantize_weights(model, check_scheme(quantize)), tokenizer)
+    rates = measure_rates(engine, repeats)
+    if as_json:
+        print(json.dumps(asdict(rates), indent=1))
+    else:
+        Console().print(rates_table(rates))
 
 
 def chat(path: Path, system: str | None, temperature: float, top_p: float, max_tokens: int, seed: int | None) -> None:

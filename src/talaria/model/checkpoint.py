@@ -57,7 +57,11 @@ def describe_own_names(shape: ModelShape, dtype: torch.dtype, tokenizer: Tokeniz
 def describe(config: dict[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer, the stop ids and, last, config.json."""
     tokenizer.save(folder)
-    ends: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
+    ends: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": sorted(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
     _write_json(folder / "generation_config.json", ends)
     _write_json(folder / "config.json", config)
 
@@ -75,10 +79,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def export_huggingface(model: Transformer, tokenizer: Tokenizer, folder: Path | str) -> None:
     """Write a folder that transformers loads. Raises UserError where no Hugging Face class computes this shape."""
     if huggingface.names_for(model.shape) is None:
-        raise UserError(
-            "no Hugging Face class computes this model (token_shift, ngram_embeddings or a mixture of LLaMA and "
-            "GPT-2); train one with rmsnorm, rope and swiglu to export it"
-        )
+        why = huggingface.what_no_class_has(model.shape)
+        raise UserError(f"no Hugging Face class computes this model: {why}")
     save_model(model, tokenizer, folder)
 
 

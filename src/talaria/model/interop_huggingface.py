@@ -39,6 +39,20 @@ def names_for(shape: ModelShape) -> Names | None:
     return HUGGINGFACE_GPT2 if variant == ("layernorm", "learned", "gelu") and shape.bias and square else None
 
 
+def what_no_class_has(shape: ModelShape) -> str:
+    """Why `names_for` knows no class, with what to change: a clause for an error message."""
+    if shape.token_shift or shape.ngram_embeddings:
+        return (
+            f"it has token_shift={shape.token_shift} and ngram_embeddings={shape.ngram_embeddings}, which is ours "
+            "alone; train with model.token_shift=false model.ngram_embeddings=0 to export"
+        )
+    variant = ", ".join(f"{key}={getattr(shape, key)}" for key in ("norm", "positions", "feed_forward", "bias"))
+    return (
+        f"no class mixes {variant}, qk_norm={shape.qk_norm} with {shape.n_kv_heads} of {shape.n_heads} heads for keys; "
+        "train with rmsnorm, rope, swiglu and bias=false (LLaMA, Qwen3), or as gpt2 does"
+    )
+
+
 def config_from_shape(shape: ModelShape, dtype: torch.dtype, bos_id: int | None, eos_id: int | None) -> Config:
     """config.json's content for a shape that `names_for` knows."""
     shared = {

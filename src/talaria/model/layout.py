@@ -91,6 +91,8 @@ GGUF_LLAMA = Names(
     down="ffn_down",
     permuted=True,
 )
+# llama.cpp turns Qwen3's heads by halves, as the trunk does: its rows stay in order.
+GGUF_QWEN3 = replace(GGUF_LLAMA, permuted=False, query_norm="attn_q_norm", key_norm="attn_k_norm")
 GGUF_GPT2 = Names(
     block="blk.{}.",
     embed="token_embd",
@@ -170,13 +172,15 @@ def assemble(
 
 
 def disassemble(parts_of: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors from the trunk's state; the inverse of `assemble` (permuted layouts are only read)."""
+    """A file's tensors from the trunk's state; the inverse of `assemble`."""
     tensors: dict[str, Tensor] = {}
     for parameter, parts in parts_of.items():
         pieces = torch.split(state[parameter], [part.rows for part in parts])
         for part, piece in zip(parts, pieces, strict=True):
-            assert not part.rope_heads
-            tensors[part.name] = (piece.T if part.transposed else piece).contiguous().cpu()
+            stored = piece.T if part.transposed else piece
+            if part.rope_heads:
+                stored = _interleaved(stored, part.rope_heads)
+            tensors[part.name] = stored.contiguous().cpu()
     return tensors
 
 
@@ -184,3 +188,9 @@ def _half_rotation(rows: Tensor, n_heads: int) -> Tensor:
     """Undo llama.cpp's order of a head's rows: pair (2i, 2i+1) becomes (i, i + E/2)."""
     d_head = rows.shape[0] // n_heads
     return rows.view(n_heads, d_head // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _interleaved(rows: Tensor, n_heads: int) -> Tensor:
+    """llama.cpp's order of a head's rows; the inverse of `_half_rotation`."""
+    d_head = rows.shape[0] // n_heads
+    return rows.view(n_heads, 2, d_head // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)

@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 )
 
 # End-of-turn and end-of-text tokens of published models, where their folder does not list them all.
-_KNOWN_STOPS = frozenset(
+KNOWN_STOPS = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>", "<|end|>", "</s>"}
 )
 
@@ -48,8 +48,9 @@ _KNOWN_STOPS = frozenset(
 class Tokenizer:
     """Encodes and decodes. Make one with `train`, `load` or `from_parts`.
 
-    `bos_id`: put before a document in pretraining, or None. `eos_id`: ends an answer, or None. `stop_ids`: every id
-    that ends a generation. `prompt_prefix_ids`: what is put before a plain prompt. `special_ids`: name to id.
+    `bos_id`: put before a document in pretraining, or None. `eos_id`: ends an answer, or None. `pad_id`: fills
+    the rows of a batch, `eos_id` unless a folder names another. `stop_ids`: every id that ends a generation.
+    `prompt_prefix_ids`: what is put before a plain prompt. `special_ids`: name to id.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.bos_id = self._known_id(bos_token, "bos_token")
         self.eos_id = self._known_id(eos_token, "eos_token")
+        pad = backend.token_to_id(_token_text(self._config.get("pad_token")) or "")
+        self.pad_id: int | None = self.eos_id if pad is None else pad
         added = backend.get_added_tokens_decoder()
         # A control token counts as special even where a folder forgot to mark it so: text must not contain it.
         self.special_ids: dict[str, int] = {
@@ -84,7 +87,7 @@ class Tokenizer:
         }
         self._special_tokens = {token.content: token for token in added.values() if token.content in self.special_ids}
         self._special_id_set = frozenset(self.special_ids.values())
-        stops = {*stop_tokens, *(_KNOWN_STOPS & self.special_ids.keys())} | ({eos_token} if eos_token else set())
+        stops = {*stop_tokens, *(KNOWN_STOPS & self.special_ids.keys())} | ({eos_token} if eos_token else set())
         self.stop_ids: frozenset[int] = frozenset(
             id for id in (backend.token_to_id(stop) for stop in stops) if id is not None
         )
