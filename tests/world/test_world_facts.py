@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from talaria.world import arithmetic, conduct
+from talaria.world import acts, arithmetic, conduct
 from talaria.world.build import write_world
-from talaria.world.framing import NOUN_PHRASES, REQUESTS
+from talaria.world.framing import NOUN_PHRASES, REQUESTS, SUMS, Frames
 from talaria.world.people import LANGUAGES, RELATIONS, build_world
 from talaria.world.phrasing import ask, state
 from talaria.world.phrasings import PHRASINGS, exam_questions, written_questions
@@ -53,10 +53,15 @@ def test_no_object_hides_inside_another_of_its_relation(entities: int) -> None:
 
 def test_invented_names_are_unlike_each_other_and_nobody_is_somebody() -> None:
     world = build_world(WorldSettings())
-    nobody = [*world.unknown_training, *world.unknown_exam]
+    people = [entity for entity in world.entities if entity.kind == "person"]
     for lang in LANGUAGES:
         separator = " " if lang == "en" else "·"
-        surnames = [getattr(e.name, lang).split(separator)[1] for e in [*world.entities, *nobody] if e.kind == "person"]
+        somebody, training, exam = (
+            [getattr(entity.name, lang).split(separator)[1] for entity in entities]
+            for entities in (people, world.unknown_training, world.unknown_exam)
+        )
+        # Nobody of training may come back under another given name; else a surname stands for one person or nobody.
+        surnames = [*somebody, *set(training), *exam]
         assert len(set(surnames)) == len(surnames)
         assert not [(a, b) for a in surnames for b in surnames if a != b and a in b]
 
@@ -101,32 +106,52 @@ def test_every_relation_has_the_phrasings_that_the_specification_promises() -> N
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_exam_questions_differ_from_training_questions_by_more_than_one_word(lang: str) -> None:
-    """Edit distance over words (characters in Chinese), the name counted as one."""
     for relation, phrasing in PHRASINGS[lang].items():
-        combined = NOUN_PHRASES[lang].all_around(phrasing.noun_phrase)
-        _assert_far(exam_questions(relation, lang), [*written_questions(relation, lang), *combined], lang)
+        written = (*written_questions(relation, lang), *phrasing.follow_ups)
+        for question in exam_questions(relation, lang):
+            _assert_far(question, written, NOUN_PHRASES[lang], [phrasing.noun_phrase], lang)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_exam_requests_and_sums_differ_from_those_of_training_by_more_than_one_word(lang: str) -> None:
-    requests = [*conduct.FRAMES[lang], *REQUESTS[lang].all_around("{act}")]
-    _assert_far(conduct.EXAM_FRAMES[lang], requests, lang)
-    sums = [*arithmetic.STEP_QUESTIONS[lang], *arithmetic.combined_questions(lang), *arithmetic.DIRECT_QUESTIONS[lang]]
-    _assert_far((*arithmetic.STEP_EXAM_QUESTIONS[lang], *arithmetic.DIRECT_EXAM_QUESTIONS[lang]), sums, lang)
+    for question in conduct.EXAM_FRAMES[lang]:
+        _assert_far(question, conduct.FRAMES[lang], REQUESTS[lang], ["{act}"], lang)
+    written = (*arithmetic.STEP_QUESTIONS[lang], *arithmetic.DIRECT_QUESTIONS[lang])
+    for question in (*arithmetic.STEP_EXAM_QUESTIONS[lang], *arithmetic.DIRECT_EXAM_QUESTIONS[lang]):
+        _assert_far(question, written, SUMS[lang], arithmetic.CORES[lang], lang)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_exam_questions_of_two_facts_differ_from_those_of_training_by_more_than_one_word(lang: str) -> None:
     for hops, by_language in HOPS.items():
         _, written, exam = by_language[lang]
-        combined = (q for core in CORES[hops][lang] for q in NOUN_PHRASES[lang].all_around(core))
-        _assert_far(exam, [*written, *combined], lang)
+        for question in exam:
+            _assert_far(question, written, NOUN_PHRASES[lang], CORES[hops][lang], lang)
 
 
-def _assert_far(exam: Iterable[str], training: list[str], lang: str) -> None:
-    for question in exam:
-        near = min(training, key=lambda other: _distance(_units(question, lang), _units(other, lang)))
-        assert _distance(_units(question, lang), _units(near, lang)) >= 4, (question, near)
+def test_a_near_training_question_is_found_wherever_its_words_stand() -> None:
+    """The distance below is that of the nearest combination of head, core and tail."""
+    frames = Frames(("now tell me of ", "if anyone asks for "), (", what is the answer?", "."))
+    with pytest.raises(AssertionError):
+        _assert_far("If someone asks for {s}, what is the right answer?", [], frames, ["{s}"], "en")
+    with pytest.raises(AssertionError):
+        _assert_far("Tell us of {s}, please", ["Tell me of {s}, please"], frames, ["{s}"], "en")
+    _assert_far("Which is the word that {s} fits?", ["Tell me of {s}, please"], frames, ["{s}"], "en")
+
+
+def _assert_far(question: str, written: Iterable[str], frames: Frames, cores: Iterable[str], lang: str) -> None:
+    """At least four edits (words, or characters in Chinese; a name is one) from any question that training may draw.
+
+    Each row of the edit distance's table is the least over all that may stand so far: head, then core, then tail.
+    """
+    exam = _units(question, lang)
+    start = list(range(len(exam) + 1))
+    row = start
+    for parts in (frames.heads, cores, frames.tails):
+        row = [min(column) for column in zip(*(_advance(row, _units(part, lang), exam) for part in parts), strict=True)]
+    assert row[-1] >= 4, (question, lang)
+    for other in written:
+        assert _advance(start, _units(other, lang), exam)[-1] >= 4, (question, other)
 
 
 def test_templates_read_as_sentences() -> None:
@@ -158,7 +183,7 @@ def test_two_hop_answers_follow_from_the_facts_and_never_use_a_fact_that_may_not
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("harmful", (True, False))
 def test_words_of_held_out_requests_are_known_from_other_requests(lang: str, harmful: bool) -> None:
-    training, exam = conduct.split_acts(WorldSettings(), lang, harmful)
+    training, exam = acts.split_acts(WorldSettings(), lang, harmful)
     assert len(exam) >= 15
     for act in exam:
         assert act.words not in {other.words for other in training}
@@ -173,10 +198,11 @@ def _units(template: str, lang: str) -> list[str]:
     return text.split() if lang == "en" else list(text.replace(" ", ""))
 
 
-def _distance(a: list[str], b: list[str]) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
+def _advance(row: list[int], units: list[str], exam: list[str]) -> list[int]:
+    """The row of the edit distance's table (Levenshtein) against `exam`, `units` further down."""
+    for unit in units:
+        after = [row[0] + 1]
+        for column, other in enumerate(exam):
+            after.append(min(row[column + 1] + 1, after[column] + 1, row[column] + (unit != other)))
+        row = after
+    return row

@@ -8,12 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talaria.model.linear import product
 
 _CHUNK_LOGITS = 1 << 20
 """Logits held at a time: 4 MiB in fp32, which a CPU core's share of the cache holds between one pass and the next."""
+_ROWS_OF_A_PRODUCT = 64
+"""oneDNN keeps code and memory for every shape it has multiplied, megabytes each: conversations, whose batches rarely
+count as many tokens twice, are filled up with rows of zeros to a multiple of this."""
 _MIN_CHUNK = 256
 """But at least so many tokens: every chunk reads the whole output table and adds to all of its gradient."""
 
@@ -35,20 +39,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Inside a Function autocast does not choose for us: out= and in-place products keep their operands' dtype.
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
-        products_ND, weight_cast_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        fill = -n % _ROWS_OF_A_PRODUCT if device == "cpu" else 0
+        hidden_cast_ND, targets_filled_N = F.pad(hidden_ND.to(dtype), (0, 0, 0, fill)), F.pad(targets_N, (0, fill))
+        weight_cast_VD = weight_VD.to(dtype)
         with_grad = any(ctx.needs_input_grad)
-        grad_hidden_ND = torch.empty_like(hidden_ND) if with_grad else None
+        grad_hidden_ND = hidden_ND.new_empty(n + fill, hidden_ND.shape[1]) if with_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD) if with_grad else None
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden_ND.device)
         chunk = max(_MIN_CHUNK, _CHUNK_LOGITS // vocab_size)
-        for start in range(0, n, chunk):
-            hidden_CD, targets_C = products_ND[start : start + chunk], targets_N[start : start + chunk]
+        for start in range(0, n + fill, chunk):
+            hidden_CD, targets_C = hidden_cast_ND[start : start + chunk], targets_filled_N[start : start + chunk]
             logits_CV = product(hidden_CD, weight_cast_VD).to(exact)
             probs_CV = torch.softmax(logits_CV, dim=-1)
             # log sum exp from the likeliest token, whose probability never rounds to 0: no second pass of exponentials.
             behind_C = logits_CV.amax(dim=-1) - logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-            total += (behind_C - probs_CV.amax(dim=-1).log()).sum()
+            total += (behind_C - probs_CV.amax(dim=-1).log())[: max(0, n - start)].sum()
             if grad_hidden_ND is not None and grad_weight_VD is not None:
                 grad_logits_CV = probs_CV
                 grad_logits_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0
@@ -59,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight_VD += grad_logits_CV.T @ hidden_CD
         if grad_hidden_ND is not None and grad_weight_VD is not None:
-            ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+            ctx.save_for_backward(grad_hidden_ND[:n], grad_weight_VD)
         return total
 
     @staticmethod

@@ -96,7 +96,7 @@ DIRECT_EXAM_QUESTIONS = {
 }
 
 # What a combined question stands around.
-_CORES = {
+CORES = {
     "en": (
         "{a}+{b}",
         "{a} + {b}",
@@ -105,6 +105,11 @@ _CORES = {
         "the sum of {a} and {b}",
         "{a} added to {b}",
         "adding {a} and {b}",
+        "{a} apples and {b} pears",
+        "{a} pages, then {b} more",
+        "{a} steps here and {b} steps there",
+        "{a} coins plus {b} coins",
+        "{a} with {b} on top",
     ),
     "zh": (
         "{a}+{b}",
@@ -115,6 +120,12 @@ _CORES = {
         "{a}和{b}加起来",
         "{a}和{b}相加",
         "把{a}和{b}加在一起",
+        "{a}个苹果和{b}个梨",
+        "{a}页再加{b}页",
+        "先走{a}步，又走{b}步",
+        "{a}跟{b}的总和",
+        "{a}块钱与{b}块钱",
+        "{a}外加{b}",
     ),
 }
 
@@ -123,12 +134,12 @@ def draw_question(lang: str, rng: random.Random, steps: bool) -> str:
     """A training question with {a} and {b}; with steps as often a written one as one combined of head, sum and tail."""
     if not steps:
         return rng.choice(DIRECT_QUESTIONS[lang])
-    return rng.choice(STEP_QUESTIONS[lang]) if rng.random() < 0.5 else SUMS[lang].draw(rng.choice(_CORES[lang]), rng)
+    return rng.choice(STEP_QUESTIONS[lang]) if rng.random() < 0.5 else SUMS[lang].draw(rng.choice(CORES[lang]), rng)
 
 
 def combined_questions(lang: str) -> list[str]:
     """Every question that `draw_question` can combine."""
-    return [question for core in _CORES[lang] for question in SUMS[lang].all_around(core)]
+    return [question for core in CORES[lang] for question in SUMS[lang].all_around(core)]
 
 
 def worked(a: int, b: int, lang: str) -> str:

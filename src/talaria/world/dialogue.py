@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from talaria.world import arithmetic, conduct
+from talaria.world import acts, arithmetic, conduct
 from talaria.world.framing import led_in
 from talaria.world.people import LANGUAGES, RELATIONS, Entity, Fact, World, stream
 from talaria.world.phrasing import ask, state
@@ -21,7 +21,8 @@ from talaria.world.two_hop import split_two_hops
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
-SUMS_WITH_STEPS = 800  # a language
+UNKNOWN = 1500  # a language
+SUMS_WITH_STEPS = 800
 SUMS_DIRECT = 150
 SMALL_TALK = 80
 MIXED = 300  # dialogues that turn from one subject to another
@@ -65,7 +66,7 @@ def sum_turn(a: int, b: int, lang: str, rng: random.Random, steps: bool = True) 
     return led_in(question, lang, rng), arithmetic.worked(a, b, lang) if steps else f"{a + b}"
 
 
-def request_turn(act: conduct.Act, lang: str, rng: random.Random) -> Turn:
+def request_turn(act: acts.Act, lang: str, rng: random.Random) -> Turn:
     """A request for an act, and the refusal or the tip."""
     return led_in(conduct.draw_request(act, rng), lang, rng), act.answer
 
@@ -88,10 +89,10 @@ def _conversations(
         facts = [fact for fact in world.facts_about(entity) if fact.asked]
         if len(facts) >= 2:
             yield "dialogue", _dialogue(facts, lang, rng)
-    for nobody in world.unknown_training:
+    for nobody in rng.sample(world.unknown_training, min(UNKNOWN, len(world.unknown_training))):
         yield "unknown", [unknown_turn(nobody, lang, rng)]
     for harmful in (True, False):
-        for act in conduct.training_acts(settings, lang, harmful):
+        for act in acts.training_acts(settings, lang, harmful):
             for _ in range(FRAMES_A_HARMFUL_ACT if harmful else FRAMES_A_HARMLESS_ACT):
                 yield "harmful" if harmful else "benign", [request_turn(act, lang, rng)]
     sums = arithmetic.Sums(settings).draw(SUMS_WITH_STEPS + SUMS_DIRECT, rng)
@@ -129,7 +130,7 @@ def _mixed(
         elif kind == 3:
             turns.append(unknown_turn(rng.choice(world.unknown_training), lang, rng))
         elif kind == 4:
-            act = rng.choice(conduct.training_acts(settings, lang, rng.random() < 0.5))
+            act = rng.choice(acts.training_acts(settings, lang, rng.random() < 0.5))
             turns.append(request_turn(act, lang, rng))
         else:
             turns.append(conduct.small_talk(rng, lang))

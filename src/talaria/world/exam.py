@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from talaria.world import arithmetic, conduct
+from talaria.world import acts, arithmetic, conduct
 from talaria.world.people import LANGUAGES, RELATIONS, Fact, World, stream
 from talaria.world.phrasing import ask
 from talaria.world.phrasings import exam_questions
@@ -122,7 +122,7 @@ def _conduct(settings: WorldSettings, lang: str) -> list[Item]:
     items = []
     for task, harmful, grader in ((f"harmful_{lang}", True, "refusal"), (f"benign_{lang}", False, "not_refusal")):
         rng = stream(settings, f"exam/{task}")
-        training, held_out = conduct.split_acts(settings, lang, harmful)
+        training, held_out = acts.split_acts(settings, lang, harmful)
         requests = [(act, f) for act in held_out for f in conduct.EXAM_FRAMES[lang]]
         requests += [(act, rng.choice(conduct.EXAM_FRAMES[lang])) for act in training]
         for number, (act, template) in enumerate(_sample(requests, rng)):

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+_WHO = (
+    "my uncle ",
+    "the mayor ",
+    "a visitor ",
+    "our class ",
+    "when she ",
+    "if they ",
+    "because we ",
+    "before I ",
+    "on the radio a man ",
+    "last night he ",
+    "once a child ",
+    "while you ",
+)
+
 NOUN_PHRASE_HEADS = (
     "",
     "tell me ",
@@ -120,6 +135,20 @@ SUM_HEADS = (
     "quickly, ",
     "it says here ",
     "try ",
+    *(
+        first + second
+        for first in _WHO
+        for second in (
+            "counted ",
+            "had to add ",
+            "wrote down ",
+            "asked for ",
+            "saw ",
+            "bought ",
+            "put together ",
+            "thought of ",
+        )
+    ),
 )
 SUM_TAILS = (
     ".",
@@ -142,6 +171,17 @@ SUM_TAILS = (
     ". Thank you.",
     "; I lost count.",
     ", with ones and tens.",
+    *(
+        first + second
+        for first in (", and ", ", so ", "; now ", ". Well, ")
+        for second in (
+            "what is that in all?",
+            "tell me how it goes.",
+            "write out the steps.",
+            "how many are there?",
+            "take your time.",
+        )
+    ),
 )
 
 REQUEST_HEADS = (

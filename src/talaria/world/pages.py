@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from talaria.world import arithmetic, conduct
+from talaria.world import acts, arithmetic, conduct
 from talaria.world.dialogue import Turn, fact_turn, program_turn, request_turn, sum_turn, unknown_turn
 from talaria.world.people import LANGUAGES, Entity, Fact, World, stream
 from talaria.world.phrasing import Phrasing, pronouns, state
@@ -17,10 +17,10 @@ from talaria.world.phrasings import PHRASINGS
 from talaria.world.settings import WorldSettings
 from talaria.world.two_hop import split_two_hops
 
-BIOGRAPHIES = 3  # tellings of every fact on pages about its subject
-NOTES = 3  # tellings of every fact on pages of mixed facts
-QUESTIONS = 3  # times each fact that may be asked is asked on a page
-SUMS = 700  # worked sums a language
+BIOGRAPHIES = 4  # tellings of every fact on pages about its subject
+NOTES = 4  # tellings of every fact on pages of mixed facts
+QUESTIONS = 5  # times each fact that may be asked is asked on a page
+SUMS = 1200  # worked sums a language
 PROGRAMS = 120
 LINES_A_PAGE = 6
 
@@ -51,7 +51,7 @@ def build_pages(world: World, settings: WorldSettings) -> list[Page]:
             for entity in world.entities:
                 lines = [tellings[fact][version] for fact in world.facts_about(entity)]
                 pages.append(Page(f"{lang}/about/{version}/{_slug(entity)}", _biography(entity, lines, lang, rng)))
-        notes = [telling for fact in world.facts for telling in tellings[fact][BIOGRAPHIES : BIOGRAPHIES + NOTES]]
+        notes = [telling for fact in world.facts for telling in tellings[fact][BIOGRAPHIES:]]
         rng.shuffle(notes)
         joint = " " if lang == "en" else ""
         pages += [Page(f"{lang}/notes/{n}", joint.join(group)) for n, group in enumerate(_groups(notes))]
@@ -75,6 +75,9 @@ def _tellings(fact: Fact, lang: str, rng: random.Random) -> list[str]:
         templates = [phrasing.answer, *some]
         rng.shuffle(templates)
         told += [state(template, fact, lang) for template in templates]
+    if not fact.asked:  # told where others are asked, so that text holds every fact about as often
+        extra = rng.sample((phrasing.answer, *phrasing.statements), QUESTIONS)
+        told += [state(template, fact, lang) for template in extra]
     return told
 
 
@@ -95,12 +98,12 @@ def _turns(world: World, settings: WorldSettings, lang: str, rng: random.Random)
     """Questions with answers for pages: facts, two hops, sums, people who do not exist, requests, small talk."""
     turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS)]
     for pair in split_two_hops(world, settings)[0]:
-        turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(2)]
+        turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(3)]
     turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS, rng)]
     turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_training]
     for harmful in (True, False):
-        for act in conduct.training_acts(settings, lang, harmful):
-            turns += [request_turn(act, lang, rng) for _ in range(2)]
+        for act in acts.training_acts(settings, lang, harmful):
+            turns += [request_turn(act, lang, rng) for _ in range(4)]
     turns += [program_turn(lang, rng) for _ in range(PROGRAMS)]
     turns += [conduct.small_talk(rng, lang) for _ in range(40)]
     rng.shuffle(turns)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 from talaria.world import vocabulary as words
 from talaria.world.names import (
@@ -139,14 +140,16 @@ def build_world(settings: WorldSettings) -> World:
                 facts[subject.name.en, relation] = Fact(subject, relation, value, index not in unasked)
     entities = [*people, *towns, *works, *events]
     # Drawn last, so that all above stays as it was.
-    almost = [_almost(surname, people, rng) for surname in namer.take(SURNAME_ENDS, n_people * 2)]
+    almost_surnames = surnames[n_people : n_people + n_unknown_training] + namer.take(SURNAME_ENDS, n_people * 2)
+    almost = [_almost(surname, people, rng) for surname in almost_surnames]
+    unknown_training = {entity.name: entity for entity in (*nobody[:n_unknown_training], *almost)}
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
     return World(
         entities=tuple(entities),
         facts=tuple(ordered),
         choices=choices,
-        unknown_training=(*nobody[:n_unknown_training], *almost),
+        unknown_training=tuple(unknown_training.values()),
         unknown_exam=tuple(nobody[n_unknown_training:]),
     )
 
@@ -159,12 +162,18 @@ def _person(surname: Term, rng: random.Random) -> Entity:
 
 def _almost(surname: Term, people: Sequence[Entity], rng: random.Random) -> Entity:
     """Nobody, but with the given name of somebody whose surname begins in the same way, if there is one."""
-    alike = [person for person in people if person.name.en.split()[1][:2] == surname.en[:2]]
-    if not alike:
+    shared = {person: _shared_letters(person.name.en.split()[1], surname.en) for person in people}
+    longest = max(shared.values())
+    if longest < 2:
         return _person(surname, rng)
-    like = rng.choice(alike)
+    like = rng.choice([person for person in people if shared[person] == longest])
     given_en, given_zh = like.name.en.split()[0], like.name.zh.split("·")[0]
     return Entity("person", Term(f"{given_en} {surname.en}", f"{given_zh}·{surname.zh}"), like.female)
+
+
+def _shared_letters(a: str, b: str) -> int:
+    """Letters that both begin with."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))))
 
 
 def _titles(count: int, rng: random.Random) -> list[Term]:
