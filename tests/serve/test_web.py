@@ -58,7 +58,7 @@ def test_nothing_but_the_pages_files_is_reached_below_page(server, path):
     async def send(message):
         told.append(message)
 
-    server.run(drive(server.app, b"", None, None, send, path=unquote(path), method="GET"))
+    server.run(drive(server.app, b" ", None, None, send, path=unquote(path), method="GET"))
     assert told[0]["status"] == 404
 
 

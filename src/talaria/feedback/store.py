@@ -111,8 +111,8 @@ class Rating:
 
 
 class FeedbackStore:
-    """The database at `location`: a path (SQLite) or a database URL. Made on first use; its schema is checked, and one of
-    version 1 gets the table that version 2 added.
+    """The database at `location`: a path (SQLite) or a database URL. Made on first use; its schema is checked, and one
+    of version 1 gets the table that version 2 added.
 
     Raises UserError where the file is no database, or was written under another schema version.
     """

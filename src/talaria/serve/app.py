@@ -2,9 +2,9 @@
 
     app = create_app({"laptop": engine}, Keyring(Path("talaria-keys.json")))
 
-POST /v1/chat/completions, /v1/completions and /v1/embeddings compute; GET /v1/models and /metrics tell; POST /v1/feedback
-keeps a thumb. All of them want `Authorization: Bearer KEY`. GET /health, which tells nothing but that the server is there,
-and the files of the chat page are open.
+POST /v1/chat/completions, /v1/completions and /v1/embeddings compute, POST /v1/feedback keeps a thumb, GET /v1/models
+and /metrics tell. All of them want `Authorization: Bearer KEY`. GET /health, which tells nothing but that the server is
+there, and the files of the chat page are open.
 """
 
 from __future__ import annotations

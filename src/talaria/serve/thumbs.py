@@ -1,9 +1,9 @@
 """POST /v1/feedback: a thumb on an answer in, rows of the feedback store out.
 
-    {"rating": 1, "model": "laptop", "messages": [...], "answer": "...", "seed": 7, "sampling": {...}}  -> {"answer_id": 3}
-    {"rating": -1, "answer_id": 3}                                                # the same person's second thought
+    {"rating": 1, "model": "laptop", "messages": [...], "answer": "...", "seed": 7, "sampling": {...}}
+    {"rating": -1, "answer_id": 3}                        # the same person's second thought
 
-The name of the key is the annotator. Needs a key as every route that is not open does.
+Both are answered with {"answer_id": 3}. The name of the key is the annotator.
 """
 
 from __future__ import annotations
