@@ -72,7 +72,7 @@ class Browser:
         """A new tab."""
         target = self.command("Target.createTarget", url="about:blank")["targetId"]
         session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = Page(self, session)
+        page = Page(self, session, target)
         for domain in ("Page", "Runtime", "Network", "Log"):
             page.command(f"{domain}.enable")
         page.resize(width, height)
@@ -102,8 +102,8 @@ class Browser:
 class Page:
     """One tab, with every address it asked for and everything it complained of."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
-        self.browser, self.session = browser, session
+    def __init__(self, browser: Browser, session: str, target: str) -> None:
+        self.browser, self.session, self.target = browser, session, target
         self.requests: list[str] = []
         self.problems: list[str] = []
         browser.listeners.append(self._listen)
@@ -121,6 +121,10 @@ class Page:
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self.browser.command(method, self.session, **parameters)
+
+    def close(self) -> None:
+        self.browser.command("Target.closeTarget", targetId=self.target)
+        self.browser.listeners.remove(self._listen)
 
     def go(self, address: str) -> None:
         self.command("Page.navigate", url=address)

@@ -30,5 +30,6 @@ def page(served: Served, browser: Browser) -> Iterator[Page]:
     page = browser.open(served.address)
     enter_key(page, served.key)
     yield page
+    page.close()
     assert page.problems == [], "the browser complained"
     assert [request for request in page.requests if not request.startswith(served.address)] == []
