@@ -72,6 +72,40 @@ def test_choices_that_make_no_sense_are_refused(tmp_path):
     assert store.read_comparisons() == []
 
 
+def test_thumbs_come_back_in_order_with_their_answer(tmp_path):
+    store = FeedbackStore(tmp_path / "feedback.db")
+    other, prompt = store.append_prompt([{"role": "user", "content": "other"}]), store.append_prompt(MESSAGES)
+    store.append_answer(other, "not rated", model="m")
+    answer = store.append_answer(prompt, "one", model="sft", seed=2**40, sampling={"top_p": 0.5})
+    for rating in (1, -1, 0):
+        store.append_rating(answer, rating, annotator="ann")
+    store.close()
+    ratings = FeedbackStore(tmp_path / "feedback.db").read_ratings()
+    assert [rating.rating for rating in ratings] == [1, -1, 0]
+    assert {rating.answer.text for rating in ratings} == {"one"}
+    last = ratings[-1]
+    assert (last.messages, last.annotator, last.answer.model) == (MESSAGES, "ann", "sft")
+    assert (last.answer.seed, last.answer.sampling) == (2**40, {"top_p": 0.5})
+    assert abs(datetime.now(UTC) - last.created_at) < timedelta(minutes=5)
+    with pytest.raises(UserError, match="no answer 99"):
+        store.append_rating(99, 1, annotator="ann")
+    with pytest.raises(UserError, match="rating=2"):
+        store.append_rating(answer, 2, annotator="ann")
+
+
+def test_a_store_of_version_1_keeps_its_rows_and_takes_thumbs(tmp_path):
+    path = tmp_path / "feedback.db"
+    write_choices(str(path), "ann", 2)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE ratings")
+        connection.execute("UPDATE talaria_schema SET version = 1")
+    store = FeedbackStore(path)
+    choice = store.read_comparisons()[1]
+    store.append_rating(choice.ranking[0][0].id, 1, annotator="ann")
+    assert len(FeedbackStore(path).read_comparisons()) == 2
+    assert [rating.answer.text for rating in FeedbackStore(path).read_ratings()] == ["a"]
+
+
 def test_another_schema_or_another_file_is_refused(tmp_path):
     path = tmp_path / "feedback.db"
     FeedbackStore(path).close()

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from serve.tiny_server import Server, tiny_engine
+from talaria.feedback.store import FeedbackStore
 from talaria.infer.engine import Engine
 from talaria.serve.app import create_app
 from talaria.serve.keys import Keyring, make_key
@@ -33,9 +34,14 @@ def served(engine: Engine, keys: Path) -> Iterator[Callable[..., Server]]:
     """Make a server: `served(requests_per_minute=2)`; with `engines` its models, with `open=True` without keys."""
     made: list[FastAPI] = []
 
-    def make(engines: dict[str, Engine] | None = None, open: bool = False, **settings: Any) -> Server:
+    def make(
+        engines: dict[str, Engine] | None = None,
+        open: bool = False,
+        store: FeedbackStore | None = None,
+        **settings: Any,
+    ) -> Server:
         key = None if open else make_key(keys, f"client-{len(made)}")
-        app = create_app(engines or {"tiny": engine}, None if open else Keyring(keys), ServeSettings(**settings))
+        app = create_app(engines or {"tiny": engine}, None if open else Keyring(keys), ServeSettings(**settings), store)
         made.append(app)
         return Server(app, key)
 

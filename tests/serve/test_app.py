@@ -150,20 +150,23 @@ def refusal(response: Any, status: int = 400) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "tal-", "é"])
-def test_every_route_but_health_is_closed_without_a_key(server, key):
+def test_every_route_but_health_and_the_page_is_closed_without_a_key(server, key):
     """A crawl: a route that somebody adds is in it."""
     paths = [
-        (m, r.path.replace("{name:path}", "tiny"))
+        (m, r.path.replace("{name:path}", "tiny" if r.path.startswith("/v1/") else "page.js"))
         for r in server.app.routes
         if isinstance(r, APIRoute)
         for m in r.methods
     ]
-    assert {CHAT, TEXT, EMBED, "/v1/models", "/metrics", "/health"} <= {path for _, path in paths}
+    closed = {CHAT, TEXT, EMBED, "/v1/feedback", "/v1/models", "/metrics"}
+    assert closed | {"/health", "/", "/page/page.js"} <= {path for _, path in paths}
     for method, path in [*paths, ("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/nowhere")]:
         headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
         response = Server(server.app, None).call(method, path, headers=headers, json=BODIES.get(path, {}))
         if path == "/health":
             assert response.json() == {"status": "ok"}
+        elif path in ("/", "/page/page.js"):
+            assert response.status_code == 200 and "tiny" not in response.text, "the page is open and tells nothing"
         else:
             assert refusal(response, 401)["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"] == "Bearer"

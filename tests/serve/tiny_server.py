@@ -81,7 +81,9 @@ class Slow:
         return chunks
 
 
-async def drive(app: FastAPI, body: bytes, key: str | None, receive: Any, send: Any, path: str = CHAT) -> None:
+async def drive(
+    app: FastAPI, body: bytes, key: str | None, receive: Any, send: Any, path: str = CHAT, method: str = "POST"
+) -> None:
     """Call the application as a server does, with a client's ends of the connection in hand."""
     headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
     if key is not None:
@@ -90,7 +92,7 @@ async def drive(app: FastAPI, body: bytes, key: str | None, receive: Any, send: 
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
-        "method": "POST",
+        "method": method,
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",

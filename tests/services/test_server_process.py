@@ -18,6 +18,7 @@ import httpx
 import pytest
 from random_weights import random_model
 
+from talaria.feedback.store import FeedbackStore
 from talaria.model.checkpoint import save_model
 from talaria.model.shape import ModelShape
 from talaria.serve.keys import make_key, revoke_key
@@ -51,7 +52,10 @@ class Process:
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "talaria", "serve", f"tiny={folder / 'model'}", "--port", str(self.port)]
         self.process = subprocess.Popen(
-            [*command, "--keys", str(keys), *arguments], stderr=subprocess.PIPE, text=True, env=os.environ | {}
+            [*command, "--keys", str(keys), "--set", f"feedback={keys.with_name('feedback.db')}", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {},
         )
         headers = {"Authorization": f"Bearer {key}"}
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
@@ -97,11 +101,14 @@ def text_of(lines: Iterator[str]) -> str:
     return "".join(choice["delta"].get("content", "") for d in data[:-1] for choice in json.loads(d)["choices"])
 
 
-def test_killed_and_started_again_with_the_same_keys(folder: Path, tmp_path: Path) -> None:
+def test_killed_and_started_again_with_the_same_keys_and_feedback(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     key, revoked = make_key(keys, "kept"), make_key(keys, "revoked")
     with serving(folder, keys, key) as server:
         answer = server.client.post(CHAT, json=BODY).json()["choices"]
+        text = answer[0]["message"]["content"]
+        thumb = {"rating": -1, "model": "tiny", "messages": BODY["messages"], "answer": text}
+        kept = server.client.post("/v1/feedback", json=thumb).json()
         revoke_key(keys, "revoked")
         with server.client.stream("POST", CHAT, json=LONG) as response:
             lines = response.iter_lines()
@@ -114,6 +121,9 @@ def test_killed_and_started_again_with_the_same_keys(folder: Path, tmp_path: Pat
         assert server.client.post(CHAT, json=BODY).json()["choices"] == answer
         wrong = server.client.post(CHAT, json=BODY, headers={"Authorization": f"Bearer {revoked}"})
         assert wrong.status_code == 401
+        assert server.client.post("/v1/feedback", json={"rating": 1, **kept}).json() == kept
+    ratings = FeedbackStore(tmp_path / "feedback.db").read_ratings()
+    assert [(r.rating, r.annotator, r.answer.text) for r in ratings] == [(-1, "kept", text), (1, "kept", text)]
 
 
 def test_sigterm_finishes_what_streams_and_refuses_the_rest(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
     prompt = store.append_prompt([{"role": "user", "content": "Hi"}])
     a, b = (store.append_answer(prompt, text, model="sft") for text in ("Hello!", "Yo"))
     store.append_comparison(prompt, ranking=[[a], [b]], annotator="ann", seconds=4.2)
+    store.append_rating(a, 1, annotator="ann")                # a thumb up
 
 Nothing is changed or deleted: a corrected choice is one more row. Several processes may write at once.
 """
@@ -25,7 +26,7 @@ try:
 except ImportError:
     raise UserError("feedback needs SQLAlchemy; install it with: pip install 'talaria-lm[serve]'") from None
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_SECONDS = 30
 
 _metadata = sa.MetaData()
@@ -60,6 +61,15 @@ _comparisons = sa.Table(
     sa.Column("flags", sa.JSON, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
 )
+_ratings = sa.Table(
+    "ratings",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("answer_id", sa.ForeignKey("answers.id"), nullable=False, index=True),
+    sa.Column("rating", sa.Integer, nullable=False),
+    sa.Column("annotator", sa.Text, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,22 @@ class Comparison:
     created_at: datetime
 
 
+@dataclass(frozen=True)
+class Rating:
+    """One person's thumb on one answer: 1 up, -1 down, 0 taken back. A person's later row on an answer replaces the
+    earlier one."""
+
+    id: int
+    messages: list[dict[str, Any]]
+    answer: Answer
+    rating: int
+    annotator: str
+    created_at: datetime
+
+
 class FeedbackStore:
-    """The database at `location`: a path (SQLite) or a database URL. Made on first use; its schema is checked.
+    """The database at `location`: a path (SQLite) or a database URL. Made on first use; its schema is checked, and one
+    of version 1 gets the table that version 2 added.
 
     Raises UserError where the file is no database, or was written under another schema version.
     """
@@ -163,6 +187,34 @@ class FeedbackStore:
             self._require(connection, _answers, ids, "answer", prompt_id)
             return _insert(connection, _comparisons, prompt_id=prompt_id, **values)
 
+    def append_rating(self, answer_id: int, rating: int, *, annotator: str) -> int:
+        """Store a thumb on one answer, 1 up, -1 down or 0 taken back; returns its id."""
+        if rating not in (-1, 0, 1):
+            raise UserError(f"rating={rating}: must be 1 (up), -1 (down) or 0 (taken back)")
+        with self._writing.begin() as connection:
+            self._require(connection, _answers, [answer_id], "answer")
+            return _insert(connection, _ratings, answer_id=answer_id, rating=rating, annotator=annotator)
+
+    def read_ratings(self) -> list[Rating]:
+        """Every thumb in the order of writing, those that a later one replaced too, with its prompt and answer."""
+        rated = sa.select(_ratings, _answers, _prompts.c.messages).join(_answers, _ratings.c.answer_id == _answers.c.id)
+        rated = rated.join(_prompts, _answers.c.prompt_id == _prompts.c.id).order_by(_ratings.c.id)
+        with self._engine.begin() as connection:
+            rows = connection.execute(rated.set_label_style(sa.LABEL_STYLE_TABLENAME_PLUS_COL)).all()
+        return [
+            Rating(
+                id=row.ratings_id,
+                messages=row.prompts_messages,
+                answer=Answer(
+                    row.answers_id, row.answers_text, row.answers_model, row.answers_seed, row.answers_sampling
+                ),
+                rating=row.ratings_rating,
+                annotator=row.ratings_annotator,
+                created_at=_in_utc(row.ratings_created_at),
+            )
+            for row in rows
+        ]
+
     def read_comparisons(self) -> list[Comparison]:
         """Every choice in the order of writing, with its prompt and answers."""
         chosen = sa.select(_comparisons, _prompts.c.messages).join(_prompts).order_by(_comparisons.c.id)
@@ -182,8 +234,7 @@ class FeedbackStore:
                 annotator=row.annotator,
                 seconds=row.seconds,
                 flags=row.flags,
-                # SQLite forgets the zone; every row was written in UTC.
-                created_at=row.created_at if row.created_at.tzinfo else row.created_at.replace(tzinfo=UTC),
+                created_at=_in_utc(row.created_at),
             )
             for row in rows
         ]
@@ -199,6 +250,10 @@ class FeedbackStore:
                 _metadata.create_all(connection)
                 connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
             versions = list(connection.execute(sa.select(_schema.c.version)).scalars())
+            if versions == [1]:
+                _ratings.create(connection)
+                connection.execute(_schema.update().values(version=SCHEMA_VERSION))
+                versions = [SCHEMA_VERSION]
         if versions != [SCHEMA_VERSION]:
             raise UserError(
                 f"{self._shown}: feedback schema version {versions}, this program reads {SCHEMA_VERSION}; "
@@ -221,6 +276,11 @@ def _insert(connection: sa.Connection, table: sa.Table, **values: Any) -> int:
     result = connection.execute(table.insert().values(created_at=datetime.now(UTC), **values))
     assert result.inserted_primary_key is not None
     return int(result.inserted_primary_key[0])
+
+
+def _in_utc(written: datetime) -> datetime:
+    """SQLite forgets the zone; every row was written in UTC."""
+    return written if written.tzinfo else written.replace(tzinfo=UTC)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

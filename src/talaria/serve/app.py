@@ -2,8 +2,9 @@
 
     app = create_app({"laptop": engine}, Keyring(Path("talaria-keys.json")))
 
-POST /v1/chat/completions, /v1/completions and /v1/embeddings compute; GET /v1/models and /metrics tell. All of them
-want `Authorization: Bearer KEY`; GET /health alone is open and tells nothing but that the server is there.
+POST /v1/chat/completions, /v1/completions and /v1/embeddings compute, POST /v1/feedback keeps a thumb, GET /v1/models
+and /metrics tell. All of them want `Authorization: Bearer KEY`. GET /health, which tells nothing but that the server is
+there, and the files of the chat page are open.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ try:
 except ImportError:
     raise UserError("serving needs FastAPI; install it with: pip install 'talaria-lm[serve]'") from None
 
+from talaria.feedback.store import FeedbackStore
 from talaria.infer.contract import Chunk, Sampling, row_seed
 from talaria.infer.engine import Engine
 from talaria.serve.keys import Keyring
@@ -37,6 +39,8 @@ from talaria.serve.metrics import CONTENT_TYPE, Metrics
 from talaria.serve.replies import CHAT, TEXT, Reply, Shape, while_connected
 from talaria.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from talaria.serve.settings import ServeSettings
+from talaria.serve.thumbs import add_feedback
+from talaria.serve.web import add_page
 from talaria.serve.worker import Answer, EngineFailed, Overloaded, Stopped, Worker
 
 logger = logging.getLogger("talaria.serve")
@@ -58,9 +62,13 @@ class Served:
 
 
 def create_app(
-    engines: Mapping[str, Engine], keyring: Keyring | None, settings: ServeSettings | None = None
+    engines: Mapping[str, Engine],
+    keyring: Keyring | None,
+    settings: ServeSettings | None = None,
+    store: FeedbackStore | None = None,
 ) -> FastAPI:
-    """The application; `app.state.gate` is its gate. `keyring` None answers everybody on this machine without a key."""
+    """The application; `app.state.gate` is its gate. `keyring` None answers everybody on this machine without a key,
+    `store` None keeps no feedback."""
     if not engines:
         raise UserError("serving needs at least one model")
     settings = settings or ServeSettings()
@@ -82,6 +90,8 @@ def create_app(
     app.state.gate = gate
     app.add_middleware(Guard, gate=gate)
     _answer_errors_as_openai(app)
+    add_page(app)
+    add_feedback(app, store, models)
 
     def asked_for(name: str) -> Served:
         if name not in models:

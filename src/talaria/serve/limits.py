@@ -2,7 +2,8 @@
 
     app.add_middleware(Guard, gate=Gate(keyring, settings, metrics))
 
-Every path asks for a key unless it stands in OPEN, so that a new route is closed until somebody opens it.
+Every path asks for a key unless it stands in OPEN or is a file of the chat page, so that a new route is closed until
+somebody opens it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from talaria.serve.keys import Keyring
 from talaria.serve.metrics import Metrics
 from talaria.serve.schema import error_body
 from talaria.serve.settings import ServeSettings
+from talaria.serve.web import PAGE
 
-OPEN = frozenset({"/health"})
+OPEN = frozenset({"/", "/health"})
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _CODES = {
     401: "invalid_api_key",
@@ -163,7 +165,7 @@ class Guard:
 
         self.gate.active += 1
         try:
-            if scope["path"] not in OPEN:
+            if scope["path"] not in OPEN and not scope["path"].startswith(PAGE):
                 scope["talaria.key"] = self.gate.admit(scope)
             body = await _read_body(Headers(scope=scope), receive, settings)
             await self.app(scope, _replay(body, receive), timed_send)

@@ -23,6 +23,7 @@ try:
 except ImportError:
     raise UserError("serving needs FastAPI and uvicorn; install them with: pip install 'talaria-lm[serve]'") from None
 
+from talaria.feedback.store import FeedbackStore
 from talaria.infer.load import load
 from talaria.serve.app import create_app
 from talaria.serve.keys import Keyring
@@ -42,7 +43,8 @@ def serve_models(models: Sequence[str], keys: Path | None, settings: ServeSettin
         print(f"warning: {warning}", file=sys.stderr)
     keyring = None if keys is None else Keyring(keys)
     listener = bind(settings)  # before the models are read, which takes a while
-    app = create_app({name: load(path) for name, path in paths.items()}, keyring, settings)
+    store = None if settings.feedback is None else FeedbackStore(settings.feedback)
+    app = create_app({name: load(path) for name, path in paths.items()}, keyring, settings, store)
     log_to_stderr()
     run_server(app, listener)
 

@@ -34,3 +34,5 @@ class ServeSettings(Settings):
     stop_seconds: PositiveFloat = 30.0
     """After SIGTERM answers under way have this long to finish."""
     log_prompts: bool = False
+    feedback: str | None = "talaria-feedback.db"
+    """Where the chat page's thumbs are kept: a path (SQLite) or a database URL; none keeps nothing."""
