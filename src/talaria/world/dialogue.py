@@ -21,7 +21,7 @@ from talaria.world.two_hop import split_two_hops
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
-UNKNOWN = 1500  # a language
+UNKNOWN = 1000  # a language
 SUMS_WITH_STEPS = 800
 SUMS_DIRECT = 150
 SMALL_TALK = 80
