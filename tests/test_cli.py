@@ -185,7 +185,8 @@ def test_a_broken_file_of_conversations_is_told_before_anything_is_trained(
     ("overrides", "code", "parts"),
     [
         (["model.context=48"], 2, ["model.context is 48", "set model.context="]),
-        (["tokenizer.kind=character", "sft=none"], 1, ["U+", "tokenizer.kind=bpe"]),
+        # With this seed one character of the exam stands nowhere in the text.
+        (["tokenizer.kind=character", "sft=none", "world.seed=5"], 1, ["U+", "tokenizer.kind=bpe"]),
         (["tokenizer.kind=character", "eval=none"], 1, ["U+", "tokenizer.kind=bpe"]),
     ],
 )
