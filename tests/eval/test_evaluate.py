@@ -27,8 +27,9 @@ from .conftest import Scripted, item
 PLAIN = EvalSettings(likelihood_per_task=0)
 
 
-def test_answers_return_to_their_own_questions(tokenizer: Tokenizer) -> None:
-    """Batches are sorted by length; an answer must still meet the item that asked for it."""
+def test_answers_return_to_their_own_questions(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine gets some at a time; an answer must still meet the item that asked for it."""
+    monkeypatch.setattr("talaria.eval.evaluate._ASKED_AT_ONCE", 7)
     items = [
         item(
             n,
@@ -39,7 +40,7 @@ def test_answers_return_to_their_own_questions(tokenizer: Tokenizer) -> None:
         for n in range(20)
     ]
     engine = Scripted(tokenizer, lambda prompt: prompt.split("person ")[1][:2])
-    [row] = evaluate(engine, items, PLAIN.model_copy(update={"batch_size": 7}), "sft")
+    [row] = evaluate(engine, items, PLAIN, "sft")
     assert (row.metric, row.score, row.n) == ("accuracy", 1.0, 20)
     assert engine.batches == [7, 7, 6]
     assert all(options["temperature"] == 0.0 for options in engine.options)

@@ -27,6 +27,9 @@ from talaria.eval.statistics import binomial_stderr, mean_stderr
 from talaria.report.results import ResultRow, write_results
 from talaria.run import atomic_write
 
+_ASKED_AT_ONCE = 2048
+"""Prompts given to the engine at a time: many, since it lets the next one in as soon as an answer ends."""
+
 
 class Completion(Protocol):
     """What the evaluation reads of a generated answer."""
@@ -209,20 +212,16 @@ def _generate(
     engine: Engine, items: Sequence[Item], settings: EvalSettings, strategy: Strategy, title: str
 ) -> list[str]:
     prompts = [prompt_ids(engine.tokenizer, item, strategy) for item in items]
-    # Prompts of like length share a batch, so that little is computed for padding.
-    order = sorted(range(len(items)), key=lambda index: len(prompts[index]))
-    starts = range(0, len(order), settings.batch_size)
-    answers = [""] * len(items)
+    answers: list[str] = []
+    starts = range(0, len(prompts), _ASKED_AT_ONCE)
     for start in track(starts, description=f"evaluate {title}".strip(), transient=True):
-        batch = order[start : start + settings.batch_size]
         completions = engine.generate(
-            [prompts[index] for index in batch],
+            prompts[start : start + _ASKED_AT_ONCE],
             max_tokens=settings.max_tokens,
             temperature=0.0,
             stop=("\n",) if strategy == "plain" else (),
         )
-        for index, completion in zip(batch, completions, strict=True):
-            answers[index] = completion.text.strip()
+        answers += [completion.text.strip() for completion in completions]
     return answers
 
 
@@ -237,11 +236,8 @@ def _likelihoods(
             asked.append((item.id, text))
             pairs.append(likelihood_pair(engine.tokenizer, item, text, strategy))
     found: dict[str, dict[str, tuple[float, int]]] = {}
-    for start in range(0, len(pairs), settings.batch_size):
-        stop = start + settings.batch_size
-        scores = engine.loglikelihood(pairs[start:stop])
-        for (item_id, text), score in zip(asked[start:stop], scores, strict=True):
-            found.setdefault(item_id, {})[text] = (score.log_prob, score.n_tokens)
+    for (item_id, text), score in zip(asked, engine.loglikelihood(pairs), strict=True):
+        found.setdefault(item_id, {})[text] = (score.log_prob, score.n_tokens)
     return found
 
 

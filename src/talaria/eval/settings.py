@@ -18,8 +18,8 @@ class EvalSettings(Settings):
     """The untrained model, which never ends an answer and so costs most, is asked at most this many."""
     max_tokens: int = Field(default=96, ge=1)
     """An answer is cut here."""
-    batch_size: int = Field(default=64, ge=1)
-    """Prompts generated together."""
+    batch_size: int = Field(default=256, ge=1)
+    """Answers that grow side by side."""
     likelihood_per_task: int | None = Field(default=50, ge=0)
     """At most this many items a task are also scored by likelihood (gold answer, choices); None: all, 0: none."""
     max_choices: int = Field(default=8, ge=2)

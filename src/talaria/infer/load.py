@@ -19,23 +19,27 @@ from talaria.run import MANIFEST, is_finished, read_json, sha256
 POLICY_STAGES = ("sft", "pretrain")
 
 
-def load(path: str | Path, quantize: str | None = None) -> Engine:
+def load(
+    path: str | Path, quantize: str | None = None, *, max_batch_size: int = 64, prefix_cache: bool = True
+) -> Engine:
     """Read a model with its tokenizer and make it ready to generate.
 
     A run folder gives its last finished stage whose output is a policy. Raises UserError where there is no model, where
     a stage's files are not those it wrote, and where a stage that it was made from was made again since.
 
     `quantize` is "int8" or "int4": the weights are rounded as they are read (`talaria.model.quantized`). A folder that
-    `talaria quantize` wrote is quantized already. Raises UsageError for any other name.
+    `talaria quantize` wrote is quantized already. Raises UsageError for any other name. The last two are the
+    engine's.
     """
     scheme = None if quantize is None else check_scheme(quantize)
     found = find_model(Path(path))
     if is_quantized(found):
         if scheme is not None:
             raise UserError(f"{found}: is quantized already; leave quantize out, or give the model it was made from")
-        return Engine(*load_quantized(found))
+        return Engine(*load_quantized(found), max_batch_size=max_batch_size, prefix_cache=prefix_cache)
     model, tokenizer = load_model(found)
-    return Engine(model.eval() if scheme is None else quantize_model(model, scheme), tokenizer)
+    model = model.eval() if scheme is None else quantize_model(model, scheme)
+    return Engine(model, tokenizer, max_batch_size=max_batch_size, prefix_cache=prefix_cache)
 
 
 def find_model(path: Path) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from talaria.model.attention_bf16 import bf16_attention, bf16_products_are_faster
 from talaria.model.linear import Linear
+from talaria.model.normed_rotation import normed_and_turned, one_step_is_faster
 from talaria.model.norms import RMSNorm
 from talaria.model.shape import ModelShape
 
@@ -91,10 +92,14 @@ class Attention(nn.Module):
         H, K = shape.n_heads, shape.n_kv_heads
         qkv = self.qkv(x_BTD).view(B, T, H + 2 * K, shape.d_head)
         qk, values = qkv.split([H + K, K], dim=2)
-        if shape.qk_norm:
-            qk = torch.cat([self.query_norm(qk[:, :, :H]), self.key_norm(qk[:, :, H:])], dim=2)
-        if rope is not None:
-            qk = rotate(qk, *rope).to(values.dtype)
+        if shape.qk_norm and rope is not None and one_step_is_faster(self.query_norm.weight):
+            weights = self.query_norm.weight.expand(H, -1), self.key_norm.weight.expand(K, -1)
+            qk = normed_and_turned(qk, torch.cat(weights), shape.norm_eps, *rope)
+        else:
+            if shape.qk_norm:
+                qk = torch.cat([self.query_norm(qk[:, :, :H]), self.key_norm(qk[:, :, H:])], dim=2)
+            if rope is not None:
+                qk = rotate(qk, *rope).to(values.dtype)
         queries, keys = qk.split([H, K], dim=2)
         queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         if cache is not None:

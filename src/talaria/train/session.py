@@ -15,6 +15,7 @@ from talaria.run import Metrics, atomic_write, to_json
 from talaria.tokens.batches import Batch
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train import parallel
+from talaria.train.allocator import keep_freed_memory
 from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from talaria.train.meter import Meter
 from talaria.train.optim import make_optimizers, rate_share
@@ -53,6 +54,8 @@ class Session:
         self.folder, self.batches, self.plan, self.seed = folder, batches, plan, seed
         self._tokenizer = tokenizer
         self.model = model.to(training_device())
+        if training_device().type == "cpu":
+            keep_freed_memory()
         self.memory: dict[str, Any] = {}
         self.step, self.tokens, self.positions = 0, 0, 0
         self._settings = optimizer
