@@ -66,6 +66,20 @@ def test_invented_names_are_unlike_each_other_and_nobody_is_somebody() -> None:
         assert not [(a, b) for a in surnames for b in surnames if a != b and a in b]
 
 
+def test_fine_tuning_asks_about_names_of_nobody_that_begin_or_end_like_somebodys() -> None:
+    world = build_world(WorldSettings())
+    people = [entity.name.en.split() for entity in world.entities if entity.kind == "person"]
+    begins, ends = (
+        {(given, surname[:2]) for given, surname in people},
+        {(given, surname[-2:]) for given, surname in people},
+    )
+    nobody = [entity.name.en.split() for entity in world.unknown_training]
+    assert {entity.name for entity in world.unknown_pages} < {entity.name for entity in world.unknown_training}
+    # Of names drawn blindly about a tenth begin so, and a fifth end so.
+    assert sum((given, surname[:2]) in begins for given, surname in nobody) > len(nobody) / 3
+    assert sum((given, surname[-2:]) in ends for given, surname in nobody) > len(nobody) / 3
+
+
 def test_same_seed_gives_the_same_bytes_and_another_seed_another_world(tmp_path: Path) -> None:
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         write_world(WorldSettings(entities=60, seed=seed), tmp_path / name)

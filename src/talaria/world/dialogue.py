@@ -21,8 +21,7 @@ from talaria.world.two_hop import split_two_hops
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
-UNKNOWN = 1000  # a language
-SUMS_WITH_STEPS = 800
+SUMS_WITH_STEPS = 1000
 SUMS_DIRECT = 150
 SMALL_TALK = 80
 MIXED = 300  # dialogues that turn from one subject to another
@@ -84,12 +83,14 @@ def _conversations(
 ) -> Iterator[tuple[str, list[Turn]]]:
     asked = [fact for fact in world.facts if fact.asked]
     for fact in asked:
-        yield "facts", [fact_turn(fact, lang, rng)]
+        # People twice, to weigh against the names that are nobody's.
+        for _ in range(2 if fact.subject.kind == "person" else 1):
+            yield "facts", [fact_turn(fact, lang, rng)]
     for entity in world.entities:
         facts = [fact for fact in world.facts_about(entity) if fact.asked]
         if len(facts) >= 2:
             yield "dialogue", _dialogue(facts, lang, rng)
-    for nobody in rng.sample(world.unknown_training, min(UNKNOWN, len(world.unknown_training))):
+    for nobody in world.unknown_training:
         yield "unknown", [unknown_turn(nobody, lang, rng)]
     for harmful in (True, False):
         for act in acts.training_acts(settings, lang, harmful):

@@ -100,7 +100,7 @@ def _turns(world: World, settings: WorldSettings, lang: str, rng: random.Random)
     for pair in split_two_hops(world, settings)[0]:
         turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(3)]
     turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS, rng)]
-    turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_training]
+    turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_pages]
     for harmful in (True, False):
         for act in acts.training_acts(settings, lang, harmful):
             turns += [request_turn(act, lang, rng) for _ in range(4)]

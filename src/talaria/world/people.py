@@ -65,7 +65,8 @@ class World:
     entities: tuple[Entity, ...]
     facts: tuple[Fact, ...]
     choices: dict[str, tuple[Term, ...]]  # relation -> the values it takes
-    unknown_training: tuple[Entity, ...]  # nobody: asked about in training
+    unknown_pages: tuple[Entity, ...]  # nobody: asked about on pages
+    unknown_training: tuple[Entity, ...]  # nobody: asked about in fine-tuning, those of the pages among them
     unknown_exam: tuple[Entity, ...]  # nobody: asked about in the exam only
 
     @cached_property
@@ -142,13 +143,16 @@ def build_world(settings: WorldSettings) -> World:
     # Drawn last, so that all above stays as it was.
     almost_surnames = surnames[n_people : n_people + n_unknown_training] + namer.take(SURNAME_ENDS, n_people * 2)
     almost = [_almost(surname, people, rng) for surname in almost_surnames]
-    unknown_training = {entity.name: entity for entity in (*nobody[:n_unknown_training], *almost)}
+    unknown_pages = {entity.name: entity for entity in (*nobody[:n_unknown_training], *almost)}
+    almost = [_almost(surname, people, rng, at_end=True) for surname in almost_surnames]
+    unknown_training = unknown_pages | {entity.name: entity for entity in almost}
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
     return World(
         entities=tuple(entities),
         facts=tuple(ordered),
         choices=choices,
+        unknown_pages=tuple(unknown_pages.values()),
         unknown_training=tuple(unknown_training.values()),
         unknown_exam=tuple(nobody[n_unknown_training:]),
     )
@@ -160,9 +164,10 @@ def _person(surname: Term, rng: random.Random) -> Entity:
     return Entity("person", Term(f"{given.en} {surname.en}", f"{given.zh}·{surname.zh}"), female)
 
 
-def _almost(surname: Term, people: Sequence[Entity], rng: random.Random) -> Entity:
-    """Nobody, but with the given name of somebody whose surname begins in the same way, if there is one."""
-    shared = {person: _shared_letters(person.name.en.split()[1], surname.en) for person in people}
+def _almost(surname: Term, people: Sequence[Entity], rng: random.Random, at_end: bool = False) -> Entity:
+    """Nobody, but with the given name of somebody whose surname begins, or ends, in the same way, if there is one."""
+    way = slice(None, None, -1) if at_end else slice(None)
+    shared = {person: _shared_letters(person.name.en.split()[1][way], surname.en[way]) for person in people}
     longest = max(shared.values())
     if longest < 2:
         return _person(surname, rng)
