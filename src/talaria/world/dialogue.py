@@ -21,6 +21,7 @@ from talaria.world.two_hop import split_two_hops
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
+PERSON_ASKED = 3  # times each fact about a person is asked, to weigh against the names that are nobody's
 SUMS_WITH_STEPS = 1000
 SUMS_DIRECT = 150
 SMALL_TALK = 80
@@ -83,8 +84,7 @@ def _conversations(
 ) -> Iterator[tuple[str, list[Turn]]]:
     asked = [fact for fact in world.facts if fact.asked]
     for fact in asked:
-        # People twice, to weigh against the names that are nobody's.
-        for _ in range(2 if fact.subject.kind == "person" else 1):
+        for _ in range(PERSON_ASKED if fact.subject.kind == "person" else 1):
             yield "facts", [fact_turn(fact, lang, rng)]
     for entity in world.entities:
         facts = [fact for fact in world.facts_about(entity) if fact.asked]
