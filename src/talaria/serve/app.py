@@ -257,6 +257,7 @@ async def _within(deadline: float, work: Callable[[], T]) -> T:
 def _watch(model: Served, metrics: Metrics) -> None:
     metrics.watch("talaria_answers_running", lambda: model.worker.n_running, model=model.name)
     metrics.watch("talaria_answers_waiting", lambda: model.worker.n_waiting, model=model.name)
+    metrics.watch("talaria_cache_blocks", lambda: model.engine.n_blocks_in_use, model=model.name)
 
 
 async def _collect(answer: Answer[T]) -> list[T]:
