@@ -10,19 +10,15 @@ plainly, and no history is kept.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from talaria.errors import UserError
-
-try:
-    import readline
-except ImportError:
-    readline = None  # type: ignore[assignment]
 
 HISTORY_LENGTH = 1000
 QUOTES = '"""'
@@ -41,15 +37,16 @@ class LineEditor:
     it cannot be opened.
     """
 
-    counts_columns = readline is not None and "GNU" in (readline.__doc__ or "")
-    """Whether a prompt's colours between \\001 and \\002 are known to take no room."""
-
     def __init__(self, history: Path | None = None, commands: Sequence[str] = ()) -> None:
         self._commands = commands
         self._history: IO[str] | None = None
         self._newest = ""
-        if readline is None:
+        try:  # here, since importing it may already write to standard output
+            self._readline: Any = importlib.import_module("readline")
+        except ImportError:
+            self._readline = None
             return
+        readline = self._readline
         self._completer_before = readline.get_completer()
         readline.set_auto_history(False)  # a message of several lines is one entry, not several
         readline.set_completer(self._complete)
@@ -63,14 +60,19 @@ class LineEditor:
         """Give readline back as it was."""
         if self._history is not None:
             self._history.close()
-        if readline is not None:
-            readline.set_auto_history(True)
-            readline.set_completer(self._completer_before)
+        if self._readline is not None:
+            self._readline.set_auto_history(True)
+            self._readline.set_completer(self._completer_before)
 
     @property
     def can_prefill(self) -> bool:
         """Whether `read` can begin with a text that is there to be changed."""
-        return readline is not None and sys.stdin.isatty()
+        return self._readline is not None and sys.stdin.isatty()
+
+    @property
+    def counts_columns(self) -> bool:
+        """Whether a prompt's colours between \\001 and \\002 are known to take no room."""
+        return self._readline is not None and "GNU" in self._readline.__doc__
 
     def read(self, prompt: str, prefill: str = "") -> str:
         """One message, without surrounding blanks; a slash that a block in triple quotes begins with is doubled."""
@@ -92,16 +94,16 @@ class LineEditor:
         return message
 
     def _line(self, prompt: str, prefill: str = "") -> str:
-        if readline is None:
+        if self._readline is None:
             return input(prompt)
-        readline.set_startup_hook(lambda: readline.insert_text(prefill))
+        self._readline.set_startup_hook(lambda: self._readline.insert_text(prefill))
         try:
             return input(prompt)
         finally:
-            readline.set_startup_hook(None)
+            self._readline.set_startup_hook(None)
 
     def _complete(self, text: str, index: int) -> str | None:
-        found = [name for name in self._commands if name.startswith(text)] if readline.get_begidx() == 0 else []
+        found = [name for name in self._commands if name.startswith(text)] if self._readline.get_begidx() == 0 else []
         return found[index] if index < len(found) else None
 
     def _open(self, path: Path) -> None:
@@ -121,13 +123,13 @@ class LineEditor:
             self._history.writelines(f"{json.dumps(entry)}\n" for entry in entries[-HISTORY_LENGTH:])
             self._history.flush()
         for entry in entries[-HISTORY_LENGTH:]:
-            readline.add_history(str(entry))
+            self._readline.add_history(str(entry))
 
     def _remember(self, message: str) -> None:
-        if readline is None or not message or message == self._newest:
+        if self._readline is None or not message or message == self._newest:
             return
         self._newest = message
-        readline.add_history(message)
+        self._readline.add_history(message)
         if self._history is not None:  # at once, so that a chat that is killed loses nothing
             self._history.write(f"{json.dumps(message)}\n")
             self._history.flush()

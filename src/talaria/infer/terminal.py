@@ -293,7 +293,7 @@ class _TerminalChat:
 
     def _prompt(self, text: str, style: str) -> str:
         """Coloured where the console is; readline leaves out what stands between 1 and 2 when it counts columns."""
-        plain = self._console.color_system is None or not LineEditor.counts_columns
+        plain = self._console.color_system is None or self._editor is None or not self._editor.counts_columns
         return text if plain else f"\001\033[{style}m\002{text}\001\033[0m\002"
 
 
