@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import talaria
 from talaria.infer.engine import Engine
@@ -348,7 +349,7 @@ def main() -> None:
     given.json.write_text(json.dumps(result | {"memory_samples": memory}, indent=1) + "\n")
     table = Table(show_header=False)
     for label, value in rows(result):
-        table.add_row(label, value)
+        table.add_row(label, Text(value))  # a model's words are no markup
     console.print(table)
     sys.exit(any(bad.values()) or any(gauges.values()) or not gauges or not tally.finished or grown["grows"])
 
