@@ -51,6 +51,7 @@ from talaria.tokens.tokenizer import Tokenizer
 CHAT = "/v1/chat/completions"
 NEAR_TIE = 1e-4  # natural log: the difference of two log-probabilities is that of the logits
 LONGEST_ANSWER = 96
+PATIENCE_SECONDS = 120
 SYSTEM = "You answer briefly and say so when you do not know. 请简短回答。"
 OPENINGS = ["Tell me about", "Where is", "What do you know of", "Count up to", "你知道", "请说说"]
 THINGS = ["the harbour", "old bridges", "a lamp", "seven ferries", "rain in March", "苹果", "一座桥", "the clerk"]
@@ -247,7 +248,7 @@ async def one_stream(
                 tally.vanished += 1
                 return
         tally.lost.append(f"prompt {prompt}: the stream ended before the answer did")
-    except (OSError, asyncio.IncompleteReadError) as error:
+    except (ConnectionError, asyncio.IncompleteReadError) as error:
         tally.lost.append(f"prompt {prompt}: {error}")
     finally:
         writer.close()
@@ -263,7 +264,14 @@ async def load(
     async def client(seed: int) -> None:
         draw = random.Random(seed)
         while time.monotonic() - begun < seconds:
-            await one_stream(server, expected, draw, vanish, tally)
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await one_stream(server, expected, draw, vanish, tally)
+            except TimeoutError:
+                tally.lost.append(f"no end after {PATIENCE_SECONDS} s")
+            except ConnectionError as error:
+                tally.lost.append(f"no connection: {error}")
+                await asyncio.sleep(0.1)
 
     async def sample() -> None:
         while True:

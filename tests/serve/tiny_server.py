@@ -106,7 +106,7 @@ async def ask(
     async def receive() -> Any:
         return arriving.pop() if arriving else await asyncio.Event().wait()
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: Any) -> None:
         sent.append(message)
 
     await app(_scope(method, path, [*headers]), receive, send)
