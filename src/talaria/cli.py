@@ -91,11 +91,12 @@ def chat(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
     max_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
+    history: Annotated[bool, typer.Option(help="Keep what is typed, for the up key of the next chat.")] = True,
 ) -> None:
-    """Talk to a model in the terminal."""
+    """Talk to a model in the terminal; /help lists what can be typed."""
     from talaria.commands import chat as start_chat
 
-    start_chat(path, system=system, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    start_chat(path, system, history, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
 
 
 @app.command("import")

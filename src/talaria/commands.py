@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -226,8 +227,9 @@ def bench(path: Path | None, quantize: str | None, repeats: int, as_json: bool) 
         Console().print(rates_table(rates))
 
 
-def chat(path: Path, system: str | None, temperature: float, top_p: float, max_tokens: int, seed: int | None) -> None:
+def chat(path: Path, system: str | None, history: bool, **sampling: Any) -> None:
     """Talk to a model in the terminal."""
+    from talaria.infer.line_editing import history_file
     from talaria.infer.load import load
     from talaria.infer.terminal import Continuation, run_terminal_chat
 
@@ -237,11 +239,10 @@ def chat(path: Path, system: str | None, temperature: float, top_p: float, max_t
         console.print("this model has no chat template: it goes on from what you type")
     run_terminal_chat(
         engine if chats else Continuation(engine),
-        system=system,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        seed=seed,
+        system,
+        path.resolve().name,
+        history=history_file() if history else None,
+        **sampling,
     )
 
 

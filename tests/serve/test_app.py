@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 import struct
 from typing import Any
 
 import pytest
 import torch
-from fastapi.routing import APIRoute
 
 from serve.tiny_server import BODIES, CHAT, EMBED, TEXT, Server, events_of, tiny_engine
 from talaria.infer.contract import row_seed
-from talaria.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 
 MESSAGES = BODIES[CHAT]["messages"]
 
@@ -149,27 +146,19 @@ def refusal(response: Any, status: int = 400) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize("key", ["", "wrong", "tal-", "é"])
-def test_every_route_but_health_and_the_page_is_closed_without_a_key(server, key):
-    """A crawl: a route that somebody adds is in it."""
-    paths = [
-        (m, r.path.replace("{name:path}", "tiny" if r.path.startswith("/v1/") else "page.js"))
-        for r in server.app.routes
-        if isinstance(r, APIRoute)
-        for m in r.methods
-    ]
-    closed = {CHAT, TEXT, EMBED, "/v1/feedback", "/v1/models", "/metrics"}
-    assert closed | {"/health", "/", "/page/page.js"} <= {path for _, path in paths}
-    for method, path in [*paths, ("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/nowhere")]:
-        headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
-        response = Server(server.app, None).call(method, path, headers=headers, json=BODIES.get(path, {}))
-        if path == "/health":
-            assert response.json() == {"status": "ok"}
-        elif path in ("/", "/page/page.js"):
-            assert response.status_code == 200 and "tiny" not in response.text, "the page is open and tells nothing"
-        else:
-            assert refusal(response, 401)["code"] == "invalid_api_key"
-            assert response.headers["www-authenticate"] == "Bearer"
+@pytest.mark.parametrize("path", list(BODIES))
+def test_a_missing_key_is_told_in_openais_shape(server, path):
+    response = Server(server.app, None).post(path)
+    assert refusal(response, 401)["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_health_and_the_page_need_no_key_and_tell_nothing(server):
+    """test_closed.py crawls the rest."""
+    stranger = Server(server.app, None)
+    assert stranger.call("GET", "/health").json() == {"status": "ok"}
+    for path in ("/", "/page/page.js"):
+        assert stranger.call("GET", path).status_code == 200
 
 
 def test_what_is_not_there_is_told_in_openais_shape(server):
@@ -248,50 +237,3 @@ def test_what_changes_nothing_is_accepted(server):
     assert server.post(CHAT, **neutral, messages=parts, stop=None).json()["choices"] == expected
     assert server.post(CHAT, max_tokens=None, max_completion_tokens=12).json()["choices"] == expected
     assert server.post(TEXT, n=1, best_of=1, echo=False, logprobs=None, suffix=None).status_code == 200
-
-
-# -------------------------------------------------------------------------------------------- fuzz
-
-WORDS = ["hello", "", "\ud800", "你", "\x00", "a" * 300, "tiny", "user", "base64", "text", "NaN"]
-REQUESTS = {CHAT: ChatRequest, TEXT: CompletionRequest, EMBED: EmbeddingRequest}
-NUMBERS = [0, 1, -1, 2, 0.5, 1e308, 10**25, 2**31, 2**63, float("nan"), float("inf")]
-
-
-def anything(draw: random.Random, depth: int = 3) -> Any:
-    kind = draw.randrange(8 if depth else 5)
-    if kind < 3:
-        return draw.choice([None, True, False, *NUMBERS])
-    if kind < 5:
-        return draw.choice(WORDS)
-    items = [anything(draw, depth - 1) for _ in range(draw.randrange(4))]
-    if kind == 5:
-        return items
-    return {draw.choice([*WORDS, "role", "content", "type", "text", "model"]): item for item in items}
-
-
-@pytest.mark.parametrize("path", list(BODIES))
-def test_no_body_makes_the_server_fail(server, path):
-    """500 bodies: the right one with up to three fields made into anything, and each tenth is anything altogether."""
-    draw = random.Random(path)
-    known = sorted(REQUESTS[path].model_fields)
-    every = sorted({name for request in REQUESTS.values() for name in request.model_fields} | {"tools", "\ud800"})
-    statuses: dict[int, int] = {}
-
-    async def bombard() -> None:
-        async with server.client() as client:
-            for number in range(500):
-                body: Any = dict(BODIES[path])
-                for name in draw.sample(known if number % 2 else every, draw.randrange(1, 4)):
-                    body[name] = anything(draw)
-                if number % 10 == 0:
-                    body = anything(draw)
-                response = await client.post(
-                    path, content=json.dumps(body), headers={"content-type": "application/json"}
-                )
-                assert response.status_code < 500, body
-                assert response.status_code == 200 or set(response.json()) == {"error"}, body
-                statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
-
-    server.app.state.gate.rate.per_minute = 10**6
-    server.run(bombard())
-    assert statuses[200] >= 10 and statuses[400] >= 200, statuses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import httpx
@@ -88,19 +88,40 @@ async def drive(
     headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
     if key is not None:
         headers.append((b"authorization", f"Bearer {key}".encode()))
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": headers,
-    }
     first = [{"type": "http.request", "body": body, "more_body": False}] if body else []
 
     async def receive_body() -> Any:
         return first.pop() if first else await receive()
 
-    await app(scope, receive_body, send)
+    await app(_scope(method, path, headers), receive_body, send)
+
+
+async def ask(
+    app: FastAPI, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+) -> tuple[int, str]:
+    """Status and body of a response to bytes that no client library has put right: any path, any headers."""
+    sent: list[dict[str, Any]] = []
+    arriving = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        return arriving.pop() if arriving else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(_scope(method, path, [*headers]), receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent).decode(errors="replace")
+
+
+def _scope(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    path, _, query = path.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(errors="replace"),
+        "query_string": query.encode(errors="replace"),
+        "headers": headers,
+    }

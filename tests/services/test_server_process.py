@@ -126,6 +126,55 @@ def test_killed_and_started_again_with_the_same_keys_and_feedback(folder: Path, 
     assert [(r.rating, r.annotator, r.answer.text) for r in ratings] == [(-1, "kept", text), (1, "kept", text)]
 
 
+def test_killed_under_load_loses_no_key_and_no_thumb_that_was_answered(folder: Path, tmp_path: Path) -> None:
+    """Four clients rate, four stream and keys are made, all without a pause, when the process is gone."""
+    keys = tmp_path / "keys.json"
+    made = [make_key(keys, "first")]
+    kept: dict[int, str] = {}  # texts of rated answers by the ids that the server gave them
+    many = "requests_per_minute=1000000"
+    with serving(folder, keys, made[0], "--set", many) as server:
+        gone = threading.Event()
+
+        def rate(who: int) -> None:
+            with suppress(httpx.TransportError):
+                for number in range(10**6):
+                    text = f"{who}: {number}"
+                    thumb = {"rating": 1, "model": "tiny", "messages": BODY["messages"], "answer": text}
+                    kept[server.client.post("/v1/feedback", json=thumb).json()["answer_id"]] = text
+
+        def stream(_who: int) -> None:
+            with suppress(httpx.TransportError):
+                while not gone.is_set():
+                    server.client.post(CHAT, json=LONG)
+
+        def add_keys(_who: int) -> None:
+            while not gone.is_set():
+                made.append(make_key(keys, f"key {len(made)}"))
+
+        threads = [threading.Thread(target=work, args=(who,)) for who in range(4) for work in (rate, stream)]
+        threads.append(threading.Thread(target=add_keys, args=(0,)))
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while len(kept) < 40 or len(made) < 5:
+            assert time.monotonic() < deadline, f"{len(kept)} thumbs, {len(made)} keys"
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGKILL)
+        assert server.process.wait(10) == -signal.SIGKILL
+        gone.set()
+        for thread in threads:
+            thread.join(30)
+    with serving(folder, keys, made[0], "--set", many) as server:
+        for key in made:
+            assert server.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        again = server.client.post("/v1/feedback", json={"rating": -1, "answer_id": min(kept)})
+        assert again.json() == {"answer_id": min(kept)}
+    ratings = FeedbackStore(tmp_path / "feedback.db").read_ratings()
+    found = {rating.answer.text for rating in ratings if rating.rating == 1}
+    assert found >= set(kept.values())
+    assert {rating.annotator for rating in ratings} == {"first"}
+
+
 def test_sigterm_finishes_what_streams_and_refuses_the_rest(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     key = make_key(keys, "one")

@@ -91,6 +91,11 @@ class Engine:
         """Whether anything is queued or running, or a chunk waits for `step` to give it out."""
         return bool(self._requests) or bool(self._outbox)
 
+    @property
+    def n_blocks_in_use(self) -> int:
+        """Blocks of 16 positions that running requests hold; 0 when nothing runs."""
+        return self._scheduler.cache.n_blocks - self._scheduler.n_free_blocks
+
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None) -> int:
         """Queue a prompt; returns the number under which `step` gives its chunks.
 

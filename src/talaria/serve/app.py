@@ -162,7 +162,8 @@ def create_app(
         echo: bool,
     ) -> Response:
         begun, deadline = time.monotonic(), asyncio.get_running_loop().time() + settings.request_seconds
-        sampling = body.sampling(settings)
+        n_top = body.asked_log_probs()
+        sampling = body.sampling(settings, n_top)
         prompts = await _within(deadline, encode)
         _check_prompts(prompts, model, settings)
         n = body.n or 1
@@ -170,7 +171,6 @@ def create_app(
             raise Refusal(
                 400, f"n: {n} answers to {len(prompts)} prompts; ask for {settings.inputs} at most", param="n"
             )
-        n_top = body.asked_log_probs()
         echoes = await _echoes(request, model, prompts, prompt, n_top, deadline) if echo else []
         log_probs = [] if n_top is None else [shape.log_probs(model.engine.tokenizer) for _ in range(n * len(prompts))]
         answers = await _submitted(model.worker, prompts, sampling, body.seed, n)
@@ -257,6 +257,7 @@ async def _within(deadline: float, work: Callable[[], T]) -> T:
 def _watch(model: Served, metrics: Metrics) -> None:
     metrics.watch("talaria_answers_running", lambda: model.worker.n_running, model=model.name)
     metrics.watch("talaria_answers_waiting", lambda: model.worker.n_waiting, model=model.name)
+    metrics.watch("talaria_cache_blocks", lambda: model.engine.n_blocks_in_use, model=model.name)
 
 
 async def _collect(answer: Answer[T]) -> list[T]:

@@ -130,7 +130,12 @@ def _refuse_other_sites(headers: Headers) -> None:
     """Without keys, a page of any site in this machine's browser could use the model: by a form, or by a host name that
     its owner points at 127.0.0.1. Both show in the headers, which a page cannot set."""
     host, origin = headers.get("host", ""), headers.get("origin")
-    if urlsplit(f"//{host}").hostname not in _LOCAL_NAMES or (origin is not None and urlsplit(origin).netloc != host):
+    try:
+        local = urlsplit(f"//{host}").hostname in _LOCAL_NAMES
+        own = local and (origin is None or urlsplit(origin).netloc == host)
+    except ValueError:  # a bracket that does not close
+        own = False
+    if not own:
         raise Refusal(403, "without keys only this machine's own programs are answered, no other site's page")
 
 

@@ -27,6 +27,7 @@ _HISTOGRAMS = {
 _GAUGES = {
     "talaria_answers_running": "Answers being made, by model.",
     "talaria_answers_waiting": "Answers that wait for their turn, by model.",
+    "talaria_cache_blocks": "Blocks of the key and value cache that running answers hold, by model.",
 }
 _BUCKETS_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 

@@ -134,12 +134,11 @@ class _Sampled(_Harmless):
     def asked_max_tokens(self) -> int | None:
         return self.max_tokens
 
-    def asked_log_probs(self) -> int | None:
-        """How many of the likeliest tokens each place is to tell; None where no log-probabilities are asked for."""
-        raise NotImplementedError
+    def sampling(self, limits: ServeSettings, n_top: int | None) -> Sampling:
+        """How the engine is to choose tokens, with `n_top` of the likeliest told (None: no log-probabilities).
 
-    def sampling(self, limits: ServeSettings) -> Sampling:
-        """How the engine is to choose tokens. Raises UserError where max_tokens is beyond the limit."""
+        Raises UserError where max_tokens is beyond the limit.
+        """
         max_tokens = self.asked_max_tokens() or min(limits.default_max_tokens, limits.max_tokens)
         if max_tokens > limits.max_tokens:
             raise UserError(f"max_tokens: {max_tokens} is more than this server gives; ask for {limits.max_tokens}")
@@ -153,7 +152,7 @@ class _Sampled(_Harmless):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=cast(dict[int, float], self.logit_bias or {}),
-            top_logprobs=self.asked_log_probs() or 0,
+            top_logprobs=n_top or 0,
         )
 
 
@@ -177,6 +176,7 @@ class ChatRequest(_Sampled):
         return self.max_completion_tokens or self.max_tokens
 
     def asked_log_probs(self) -> int | None:
+        """How many of the likeliest tokens each place is to tell; None where no log-probabilities are asked for."""
         return self.top_logprobs or 0 if self.logprobs else None
 
 
@@ -190,6 +190,7 @@ class CompletionRequest(_Sampled):
     suffix: None = None
 
     def asked_log_probs(self) -> int | None:
+        """As for a chat."""
         return self.logprobs
 
 
