@@ -7,12 +7,14 @@ import random
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from random_weights import random_model
 
+import talaria
 from infer.conftest import LLAMA, ByteTokenizer, tiny_model
 from talaria.errors import UsageError, UserError
 from talaria.infer.contract import Sampling
@@ -101,7 +103,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
     return value is None if kind == "null" else type(value) is bool
 
 
-def test_the_checker_itself_can_refuse():
+def test_the_checker_itself_can_refuse() -> None:
     person = {"name": "Ada", "age": 36, "tags": ["b"]}
     assert fits(person, PERSON)
     for wrong in ({"age": 151}, {"age": True}, {"tags": []}, {"tags": ["c"]}, {"name": "Ada Lo"}, {"more": 1}):
@@ -109,7 +111,7 @@ def test_the_checker_itself_can_refuse():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_random_model_keeps_to_a_random_schema(bpe: Engine, seed: int):
+def test_a_random_model_keeps_to_a_random_schema(bpe: Engine, seed: int) -> None:
     schema = random_schema(random.Random(seed))
     ways = {"temperature": [0.0, 1.0, 3.0][seed % 3], "top_p": [1.0, 0.7][seed % 2], "top_k": [None, 3][seed % 2]}
     for answer in bpe.generate(["hello"], json_schema=schema, max_tokens=300, seed=seed, n=3, **ways):
@@ -117,20 +119,20 @@ def test_a_random_model_keeps_to_a_random_schema(bpe: Engine, seed: int):
         assert fits(json.loads(answer.text), schema), (schema, answer.text)
 
 
-def test_without_its_schema_the_same_model_writes_no_json(bpe: Engine):
+def test_without_its_schema_the_same_model_writes_no_json(bpe: Engine) -> None:
     [answer] = bpe.generate(["hello"], max_tokens=300, seed=1)
     with pytest.raises(ValueError):
         json.loads(answer.text)
 
 
 @pytest.mark.parametrize("regex", ["(你好|再见)[!！]", "[0-9]{4}-[0-9]{2}", "😀{2,3}", "a|bc|", r"\w{3}"])
-def test_a_random_model_keeps_to_a_regex(bpe: Engine, regex: str):
+def test_a_random_model_keeps_to_a_regex(bpe: Engine, regex: str) -> None:
     for answer in bpe.generate(["hello"], regex=regex, max_tokens=100, seed=3, n=4, temperature=2.0):
         assert answer.finish_reason == "stop"
         assert re.fullmatch(regex, answer.text), answer.text
 
 
-def test_bytes_and_characters_are_tokens_too():
+def test_bytes_and_characters_are_tokens_too() -> None:
     engine = Engine(tiny_model(LLAMA, context=200), ByteTokenizer())
     [answer] = engine.generate(["x"], json_schema=PERSON, max_tokens=190, seed=2)
     assert fits(json.loads(answer.text), PERSON)
@@ -146,7 +148,7 @@ def test_bytes_and_characters_are_tokens_too():
         engine.generate(["a"], json_schema={"type": "object"})
 
 
-def test_every_token_has_its_own_bytes_in_the_grammar(bpe: Engine):
+def test_every_token_has_its_own_bytes_in_the_grammar(bpe: Engine) -> None:
     """Also where half a character is a token."""
     tokenizer = bpe.tokenizer
     vocabulary = Grammars(tokenizer)._vocabulary
@@ -158,7 +160,7 @@ def test_every_token_has_its_own_bytes_in_the_grammar(bpe: Engine):
         assert data in (b"", b"\xff") or vocabulary.decode_bytes([id]) == data
 
 
-def test_control_tokens_come_only_at_the_end(bpe: Engine):
+def test_control_tokens_come_only_at_the_end(bpe: Engine) -> None:
     tokenizer = bpe.tokenizer
     # Biased as far as it goes towards every control token, the answer has none inside, and spells one as text.
     pushed = dict.fromkeys(tokenizer.special_ids.values(), 100.0)
@@ -175,7 +177,7 @@ def test_control_tokens_come_only_at_the_end(bpe: Engine):
     assert json.loads(quoted.text) == "<|end|>"
 
 
-def test_neighbours_are_not_touched_and_do_not_touch(bpe: Engine):
+def test_neighbours_are_not_touched_and_do_not_touch(bpe: Engine) -> None:
     ways: list[dict[str, Any]] = [
         {},
         {"json_schema": PERSON},
@@ -200,7 +202,7 @@ def test_neighbours_are_not_touched_and_do_not_touch(bpe: Engine):
     assert fits(json.loads(texts[1]), PERSON) and re.fullmatch("[a-z]{5,9}", texts[3])
 
 
-def test_an_answer_that_gave_way_goes_on_where_it_was():
+def test_an_answer_that_gave_way_goes_on_where_it_was() -> None:
     prompts, whole = ["hello", "world", "你好", "Ada"], bpe_engine()
     tight = bpe_engine(cache_bytes=14 * KVCache.bytes_per_block(whole.model.shape, torch.float32))
     people = {"type": "array", "items": PERSON, "minItems": 2, "maxItems": 2}
@@ -212,7 +214,7 @@ def test_an_answer_that_gave_way_goes_on_where_it_was():
         assert all(fits(person, PERSON) for person in json.loads(answer.text))
 
 
-def test_a_stream_gives_the_same_text_and_n_answers_differ(bpe: Engine):
+def test_a_stream_gives_the_same_text_and_n_answers_differ(bpe: Engine) -> None:
     answers = bpe.generate(["hello"], json_schema=PERSON, max_tokens=200, seed=4, n=3)
     assert len({answer.text for answer in answers}) == 3
     streamed = list(bpe.stream("hello", json_schema=PERSON, max_tokens=200, seed=4))
@@ -220,7 +222,7 @@ def test_a_stream_gives_the_same_text_and_n_answers_differ(bpe: Engine):
     assert streamed[-1].finish_reason == "stop"
 
 
-def test_a_cut_answer_says_so(bpe: Engine):
+def test_a_cut_answer_says_so(bpe: Engine) -> None:
     [cut] = bpe.generate(["hello"], json_schema=PERSON, max_tokens=4, seed=4)
     assert cut.finish_reason == "length"
     assert PERSON["properties"] and cut.text.startswith("{")
@@ -229,7 +231,7 @@ def test_a_cut_answer_says_so(bpe: Engine):
     assert '"age"' not in stopped.text and stopped.text.startswith('{"name"')
 
 
-def test_log_probs_are_the_raw_models(bpe: Engine):
+def test_log_probs_are_the_raw_models(bpe: Engine) -> None:
     [answer] = bpe.generate(["hello"], json_schema=PERSON, max_tokens=200, seed=5, temperature=0.5, top_logprobs=3)
     prompt = bpe.tokenizer.prompt_prefix_ids + bpe.tokenizer.encode("hello")
     with torch.inference_mode():
@@ -244,7 +246,7 @@ def test_log_probs_are_the_raw_models(bpe: Engine):
     assert best != answer.token_ids
 
 
-def test_the_filters_act_on_what_is_allowed(bpe: Engine):
+def test_the_filters_act_on_what_is_allowed(bpe: Engine) -> None:
     """top_k = 1 is the best allowed token, not nothing: the mask comes before the filters."""
     greedy = bpe.generate(["hello"], json_schema=PERSON, max_tokens=200, temperature=0)[0].text
     for way in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
@@ -269,7 +271,7 @@ def test_the_filters_act_on_what_is_allowed(bpe: Engine):
         ({"json_schema": {}, "regex": "a"}, "one of them"),
     ],
 )
-def test_what_cannot_be_held_to_is_refused_before_anything_runs(bpe: Engine, sampling: dict, said: str):
+def test_what_cannot_be_held_to_is_refused_before_anything_runs(bpe: Engine, sampling: dict, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         bpe.generate(["hello"], **sampling)
     assert "\n" not in str(caught.value)
@@ -311,7 +313,7 @@ EXPLODING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", EXPLODING)
-def test_what_explodes_is_bounded(bpe: Engine, name: str):
+def test_what_explodes_is_bounded(bpe: Engine, name: str) -> None:
     begun = time.process_time()
     with pytest.raises(UserError):
         bpe.generate(["hello"], max_tokens=30, **EXPLODING[name])
@@ -320,7 +322,7 @@ def test_what_explodes_is_bounded(bpe: Engine, name: str):
     assert bpe.generate(["hello"], max_tokens=2, seed=1)[0].token_ids
 
 
-def test_a_grammar_that_fails_midway_ends_its_answer_alone(bpe: Engine):
+def test_a_grammar_that_fails_midway_ends_its_answer_alone(bpe: Engine) -> None:
     """All that may end the text is barred, so it cannot go on once it is whole."""
     barred = {id: float("-inf") for id in bpe.tokenizer.stop_ids} | {bpe.tokenizer.encode("b")[0]: float("-inf")}
     prompt = bpe.tokenizer.encode("hello")
@@ -338,7 +340,7 @@ def test_a_grammar_that_fails_midway_ends_its_answer_alone(bpe: Engine):
         bpe.generate([prompt], regex="aab", logit_bias=barred)
 
 
-def test_without_the_library_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_library_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = bpe_engine()
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(UserError, match=r"pip install 'talaria-lm\[serve\]'"):
@@ -346,6 +348,17 @@ def test_without_the_library_the_error_names_the_command(monkeypatch: pytest.Mon
     assert engine.generate(["hello"], max_tokens=2)
 
 
-def test_usage_errors_are_usage_errors():
-    with pytest.raises(UsageError):
+def test_two_formats_are_a_wrong_argument() -> None:
+    with pytest.raises(UsageError, match="one of them"):
         Sampling(regex="a", json_schema={})
+
+
+def test_the_example_of_the_documentation_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    [script] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "json_schema" in block]
+    monkeypatch.setattr(talaria, "load", lambda _path: bpe_engine())
+    exec(compile(script, "docs/serving.md", "exec"), {})
+    first, last = capsys.readouterr().out.rstrip("\n").rsplit("\n", 1)
+    assert first.startswith('{"name"') and re.fullmatch("(yes|no), [a-z ]{1,20}", last)

@@ -34,7 +34,7 @@ def text_of(response) -> str:
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("asked", [{"response_format": AS_CHAT}, {"structured_outputs": {"json": SCHEMA}}])
-def test_a_schema_holds_and_the_text_is_the_engines(server, engine, path: str, asked: dict):
+def test_a_schema_holds_and_the_text_is_the_engines(server, engine, path: str, asked: dict) -> None:
     text = text_of(server.post(path, max_tokens=120, **asked))
     told = json.loads(text)
     assert told.keys() == {"name", "mood"} and told["mood"] in ("好", "😀") and len(told["name"]) <= 4
@@ -47,7 +47,7 @@ def test_a_schema_holds_and_the_text_is_the_engines(server, engine, path: str, a
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_a_regex_and_any_object(server, path: str):
+def test_a_regex_and_any_object(server, path: str) -> None:
     assert re.fullmatch(
         "(你好|no)[0-9]{3}", text_of(server.post(path, structured_outputs={"regex": "(你好|no)[0-9]{3}"}))
     )
@@ -59,7 +59,7 @@ def test_a_regex_and_any_object(server, path: str):
     assert plain == server.post(path).json()["choices"]
 
 
-def test_a_cut_answer_says_length(server):
+def test_a_cut_answer_says_length(server) -> None:
     [choice] = server.post(CHAT, max_tokens=3, response_format=AS_CHAT).json()["choices"]
     assert choice["finish_reason"] == "length"
 
@@ -94,7 +94,9 @@ def deep(n: int) -> dict[str, Any]:
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )
-def test_what_cannot_be_held_to_is_a_bad_request(server, engine, path: str, stream: bool, asked: dict, named: str):
+def test_what_cannot_be_held_to_is_a_bad_request(
+    server, engine, path: str, stream: bool, asked: dict, named: str
+) -> None:
     body = json.dumps(BODIES[path] | {"stream": stream} | asked)  # which spells half of a surrogate pair
     response = server.call("POST", path, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
@@ -103,7 +105,7 @@ def test_what_cannot_be_held_to_is_a_bad_request(server, engine, path: str, stre
     assert not engine.busy
 
 
-def test_an_answer_that_cannot_go_on_is_told_so_in_its_stream(server, engine, monkeypatch):
+def test_an_answer_that_cannot_go_on_is_told_so_in_its_stream(server, engine, monkeypatch) -> None:
     """After the first piece the status has gone out, so the error is an event; the server goes on."""
     begin = engine._grammars.begin
 

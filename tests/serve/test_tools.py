@@ -92,7 +92,7 @@ def functions(calls: list[dict]) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_required_call_fits_its_schema(served, tooled: Engine, seed: int):
+def test_a_required_call_fits_its_schema(served, tooled: Engine, seed: int) -> None:
     server = served({"tiny": tooled})
     asked = {"tools": TOOLS, "max_tokens": 200, "seed": seed, "temperature": 2}
     choice = choice_of(server.post(CHAT, tool_choice="required", **asked))
@@ -110,7 +110,7 @@ def test_a_required_call_fits_its_schema(served, tooled: Engine, seed: int):
         assert name == wanted
 
 
-def test_several_answers_call_each_for_itself(served, tooled: Engine):
+def test_several_answers_call_each_for_itself(served, tooled: Engine) -> None:
     server = served({"tiny": tooled})
     response = server.post(CHAT, tools=TOOLS, tool_choice="required", n=3, max_tokens=200, logprobs=True)
     choices = response.json()["choices"]
@@ -119,7 +119,7 @@ def test_several_answers_call_each_for_itself(served, tooled: Engine):
     assert all(choice["logprobs"]["content"] for choice in choices)
 
 
-def test_a_forced_call_that_is_cut_is_text(served, tooled: Engine):
+def test_a_forced_call_that_is_cut_is_text(served, tooled: Engine) -> None:
     choice = choice_of(served({"tiny": tooled}).post(CHAT, tools=TOOLS, tool_choice="required", max_tokens=2))
     assert choice["finish_reason"] == "length"
     assert choice["message"]["content"].startswith("{") and "tool_calls" not in choice["message"]
@@ -137,7 +137,7 @@ def spoken(template: str, *calls: tuple[str, str]) -> str:
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
-def test_a_free_answer_may_call(served, template: str):
+def test_a_free_answer_may_call(served, template: str) -> None:
     given = '{"a": 1, "word": "你好 😀 }{"}'
     engine = tool_engine(template)
     server = served({"tiny": Scripted(engine, spoken(template, ("add", given), ("now", "{}")) + "<|end|>")})
@@ -154,7 +154,7 @@ def test_a_free_answer_may_call(served, template: str):
 
 
 @pytest.mark.parametrize("template", ["marked", "written"])
-def test_text_before_a_call_is_streamed_as_it_comes(served, template: str):
+def test_text_before_a_call_is_streamed_as_it_comes(served, template: str) -> None:
     answer = "Let me 你好 add [ca <|" + spoken(template, ("add", '{"a": 1}')) + "<|end|>"
     server = served({"tiny": Scripted(tool_engine(template), answer)})
     choice = choice_of(server.post(CHAT, tools=TOOLS))
@@ -165,7 +165,7 @@ def test_text_before_a_call_is_streamed_as_it_comes(served, template: str):
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
-def test_what_is_no_call_stays_text(served, template: str):
+def test_what_is_no_call_stays_text(served, template: str) -> None:
     """A plain answer, a broken call, one of a function that nobody offered, and one that was cut."""
     engine, good = tool_engine(template), spoken(template, ("add", "{}"))
     for answer, reason in (
@@ -183,7 +183,7 @@ def test_what_is_no_call_stays_text(served, template: str):
         assert choice["finish_reason"] == told == reason
 
 
-def test_no_choice_and_no_tools_read_nothing(served):
+def test_no_choice_and_no_tools_read_nothing(served) -> None:
     answer = spoken("written", ("add", "{}"))
     scripted = Scripted(tool_engine("written"), answer)
     server = served({"tiny": scripted})
@@ -194,7 +194,7 @@ def test_no_choice_and_no_tools_read_nothing(served):
     assert scripted.prompts[0] == scripted.prompts[1] == scripted.prompts[2]
 
 
-def test_calls_and_results_go_through_the_template(served, tooled: Engine):
+def test_calls_and_results_go_through_the_template(served, tooled: Engine) -> None:
     scripted = Scripted(tooled, "ok")
     server = served({"tiny": scripted})
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "word": "好"}'}}
@@ -236,13 +236,13 @@ def bad(**changes: Any) -> dict[str, Any]:
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_what_is_wrong_with_tools_is_a_bad_request(served, asked: dict, named: str):
+def test_what_is_wrong_with_tools_is_a_bad_request(served, asked: dict, named: str) -> None:
     response = served({"tiny": tool_engine("marked")}).post(CHAT, **asked)
     assert response.status_code == 400, response.text
     assert named in response.json()["error"]["message"]
 
 
-def test_a_model_without_tools_says_so(server):
+def test_a_model_without_tools_says_so(server) -> None:
     call = bad()["messages"]
     for asked in ({"tools": TOOLS}, {"messages": call}, {"messages": [*call, {"role": "tool", "content": "1"}]}):
         response = server.post(CHAT, **asked)

@@ -53,7 +53,7 @@ def client(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     thread.join(20)
 
 
-def test_a_chat(client: OpenAI, engine: Engine):
+def test_a_chat(client: OpenAI, engine: Engine) -> None:
     answer = client.chat.completions.create(messages=MESSAGES, temperature=0.7, stop=["zz"], **ASKED)
     here = engine.chat(MESSAGES, max_tokens=24, seed=5, temperature=0.7, stop=["zz"])
     assert answer.choices[0].message.content == here.text
@@ -66,7 +66,7 @@ def test_a_chat(client: OpenAI, engine: Engine):
     assert client.chat.completions.create(messages=again, **ASKED).choices[0].message.role == "assistant"
 
 
-def test_a_stream_with_usage(client: OpenAI, engine: Engine):
+def test_a_stream_with_usage(client: OpenAI, engine: Engine) -> None:
     whole = engine.chat(MESSAGES, max_tokens=24, seed=5)
     chunks = list(
         client.chat.completions.create(messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **ASKED)
@@ -78,7 +78,7 @@ def test_a_stream_with_usage(client: OpenAI, engine: Engine):
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_several_answers_with_log_probs(client: OpenAI, engine: Engine):
+def test_several_answers_with_log_probs(client: OpenAI, engine: Engine) -> None:
     answer = client.chat.completions.create(messages=MESSAGES, n=2, logprobs=True, top_logprobs=3, **ASKED)
     here = engine.generate([engine.chat_prompt(MESSAGES)], max_tokens=24, seed=5, n=2, top_logprobs=3)
     assert [choice.message.content for choice in answer.choices] == [completion.text for completion in here]
@@ -89,7 +89,7 @@ def test_several_answers_with_log_probs(client: OpenAI, engine: Engine):
         assert all(len(token.top_logprobs) == 3 for token in choice.logprobs.content)
 
 
-def test_completions(client: OpenAI, engine: Engine):
+def test_completions(client: OpenAI, engine: Engine) -> None:
     prompts = ["hello", "你好 w"]
     answer = client.completions.create(prompt=prompts, logprobs=2, echo=True, **ASKED)
     here = engine.generate(prompts, max_tokens=24, seed=5)
@@ -100,7 +100,7 @@ def test_completions(client: OpenAI, engine: Engine):
     assert "".join(chunk.choices[0].text for chunk in chunks) == here[0].text
 
 
-def test_embeddings_and_models(client: OpenAI):
+def test_embeddings_and_models(client: OpenAI) -> None:
     numbers = client.embeddings.create(model="tiny", input=["hello", "你好"], encoding_format="float")
     packed = client.embeddings.create(model="tiny", input=["hello", "你好"])  # base64, which the client unpacks
     for one, other in zip(numbers.data, packed.data, strict=True):
@@ -119,7 +119,7 @@ class Person(BaseModel):
     mood: Literal["好", "😀"]
 
 
-def test_response_formats(client: OpenAI, engine: Engine):
+def test_response_formats(client: OpenAI, engine: Engine) -> None:
     asked = ASKED | {"max_tokens": 300}
     parsed = client.chat.completions.parse(messages=MESSAGES, response_format=Person, **asked)
     person = parsed.choices[0].message.parsed
@@ -146,7 +146,7 @@ class Add(BaseModel):
     b: Literal["你好", "😀"]
 
 
-def test_a_tool_is_called_and_its_result_goes_back(client: OpenAI):
+def test_a_tool_is_called_and_its_result_goes_back(client: OpenAI) -> None:
     tools: Any = [openai.pydantic_function_tool(Add, name="add")]
     asked = ASKED | {"max_tokens": 200, "tools": tools, "messages": MESSAGES}
     choice = client.chat.completions.create(tool_choice="required", **asked).choices[0]
@@ -165,7 +165,7 @@ def test_a_tool_is_called_and_its_result_goes_back(client: OpenAI):
     assert after.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
-def test_errors_are_the_clients_classes(client: OpenAI):
+def test_errors_are_the_clients_classes(client: OpenAI) -> None:
     with pytest.raises(openai.AuthenticationError) as unknown:
         client.with_options(api_key="wrong").models.list()
     assert unknown.value.status_code == 401 and unknown.value.code == "invalid_api_key"
