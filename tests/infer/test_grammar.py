@@ -241,9 +241,11 @@ def test_log_probs_are_the_raw_models(bpe: Engine) -> None:
     assert answer.log_probs == pytest.approx(
         [expected_TV[place, token].item() for place, token in zip(places, answer.token_ids, strict=True)], abs=1e-4
     )
-    # What the model would have said instead is told too, and some of it the schema did not let it say.
-    best = [top[0][0] for top in answer.top_log_probs]
-    assert best != answer.token_ids
+    # What the model would have said instead is told too, also where the schema did not let it say it.
+    for place, top in zip(places, answer.top_log_probs, strict=True):
+        best = expected_TV[place, : bpe.tokenizer.vocab_size].topk(3).values.tolist()
+        assert [value for _, value in top] == pytest.approx(best, abs=1e-4)
+    assert [top[0][0] for top in answer.top_log_probs] != answer.token_ids
 
 
 def test_the_filters_act_on_what_is_allowed(bpe: Engine) -> None:
@@ -318,7 +320,7 @@ def test_what_explodes_is_bounded(bpe: Engine, name: str) -> None:
     with pytest.raises(UserError):
         bpe.generate(["hello"], max_tokens=30, **EXPLODING[name])
     # Seconds of this process, not of the clock; unbounded, the worst of these takes a minute or all memory.
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < 2
     assert bpe.generate(["hello"], max_tokens=2, seed=1)[0].token_ids
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -103,6 +105,19 @@ def test_what_cannot_be_held_to_is_a_bad_request(
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error" and named in error["message"]
     assert not engine.busy
+
+
+def test_a_grammar_is_built_beside_the_engines_thread(server, engine, monkeypatch) -> None:
+    """Building takes up to a second, in which no answer of anybody would get a token."""
+    build, threads = engine._grammars._matcher.__wrapped__, []
+
+    def recorded(name: str, text: str) -> Any:
+        threads.append(threading.current_thread().name)
+        return build(name, text)
+
+    monkeypatch.setattr(engine._grammars, "_matcher", lru_cache(recorded))
+    assert server.post(TEXT, structured_outputs={"regex": "[xyz]{7}"}).status_code == 200
+    assert len(threads) == 1 and threads != ["talaria-engine"]
 
 
 def test_an_answer_that_cannot_go_on_is_told_so_in_its_stream(server, engine, monkeypatch) -> None:

@@ -14,6 +14,7 @@ from talaria.infer.contract import Chunk, Sampling
 from talaria.infer.engine import Engine
 from talaria.infer.text_stream import TextStream
 from talaria.model.shape import ModelShape
+from talaria.tokens.tool_format import tool_format
 
 PARAMETERS = {
     "type": "object",
@@ -95,9 +96,15 @@ def functions(calls: list[dict]) -> list[tuple[str, Any]]:
 def test_a_required_call_fits_its_schema(served, tooled: Engine, seed: int) -> None:
     server = served({"tiny": tooled})
     asked = {"tools": TOOLS, "max_tokens": 200, "seed": seed, "temperature": 2}
-    choice = choice_of(server.post(CHAT, tool_choice="required", **asked))
+    response = server.post(CHAT, tool_choice="required", **asked)
+    choice = choice_of(response)
     assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
     [(name, arguments)] = functions(choice["message"]["tool_calls"])
+    # The prompt ends with what begins a call, so that the model goes on from where it would have.
+    plain = [{**tool, "function": {k: v for k, v in tool["function"].items() if k != "strict"}} for tool in TOOLS]
+    asked_ids = tooled.chat_prompt([{"role": "user", "content": "hello 你好"}], plain)
+    begin = tool_format(tooled.tokenizer).begin_ids
+    assert response.json()["usage"]["prompt_tokens"] == len(asked_ids) + len(begin)
     if name == "add":
         assert arguments.keys() == {"a", "word"} and 0 <= arguments["a"] <= 99 and arguments["word"] in ("你好", "😀")
     else:

@@ -115,7 +115,7 @@ class Grammars:
 
 
 class _Spellings:
-    """The tokenizer with the names that llguidance asks for; it marks what is no text with a byte that no text has."""
+    """The tokenizer with the names that llguidance asks for; a token without text is special to it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -124,7 +124,7 @@ class _Spellings:
         spelled = [
             b"" if id in ends or id >= tokenizer.vocab_size else tokenizer.token_bytes(id) for id in range(n_tokens)
         ]
-        self.tokens = [data or b"\xff<%d>" % id for id, data in enumerate(spelled)]
+        self.tokens = [data or b"<%d>" % id for id, data in enumerate(spelled)]
         self.special_token_ids = [id for id, data in enumerate(spelled) if not data]
         self.eos_token_id = ends[0]
         self.bos_token_id = None
