@@ -12,6 +12,7 @@ import httpx
 from fastapi import FastAPI
 from random_weights import random_model
 
+from talaria.errors import UserError
 from talaria.infer.contract import Chunk
 from talaria.infer.engine import Engine
 from talaria.model.shape import ModelShape
@@ -74,7 +75,7 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def step(self) -> list[tuple[int, Chunk]]:
+    def step(self) -> list[tuple[int, Chunk | UserError]]:
         time.sleep(self.seconds)
         chunks = self.engine.step()
         self.n_steps += bool(chunks)

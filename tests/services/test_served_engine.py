@@ -121,3 +121,23 @@ def test_remote_ways_of_sampling_are_the_engines(engine, url, key):
         local = engine.generate(["hello", "你好"], max_tokens=20, seed=4, n=2, **options)
         far = remote.generate(["hello", "你好"], max_tokens=20, seed=4, n=2, **options)
         assert [f.text for f in far] == [c.text for c in local]
+
+
+def test_remote_and_local_answers_keep_to_the_same_format(engine, url, key):
+    remote = RemoteEngine(url, "tiny", key=key)
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["好", "😀"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    for options in ({"json_schema": schema}, {"regex": "(你好|no) [0-9]{3}"}):
+        local = engine.generate(["hello"], max_tokens=40, seed=4, **options)[0]
+        assert local.finish_reason == "stop"
+        assert remote.generate(["hello"], max_tokens=40, seed=4, **options)[0].text == local.text
+        assert (
+            remote.chat(MESSAGES, max_tokens=40, seed=4, **options).text
+            == engine.chat(MESSAGES, max_tokens=40, seed=4, **options).text
+        )
+    with pytest.raises(UserError, match="unclosed group"):
+        remote.chat(MESSAGES, regex="(")

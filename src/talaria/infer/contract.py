@@ -29,6 +29,9 @@ class Sampling:
     negative one multiplied by repetition_penalty (Keskar et al. 2019, section 4.1); presence_penalty is taken off every
     token that the answer holds, frequency_penalty once for each time; logit_bias adds to single ids, -inf bars one.
     top_logprobs asks for that many of the likeliest tokens of each place.
+
+    With json_schema or regex the text is held to it: after all this, tokens that cannot go on get no probability, and
+    the answer ends once it is complete. {"type": "object"} is any JSON object. max_tokens and `stop` cut as ever.
     """
 
     max_tokens: int = 128
@@ -42,6 +45,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int = 0
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -68,6 +73,14 @@ class Sampling:
                 )
         if self.top_logprobs < 0:
             raise UsageError(f"top_logprobs={self.top_logprobs}: must be 0 or more")
+        if self.json_schema is not None and self.regex is not None:
+            raise UsageError("json_schema and regex: an answer is held to one of them; leave the other out")
+        if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
+            raise UsageError(
+                f"json_schema: is {type(self.json_schema).__name__}; give a dict, as json.loads returns it"
+            )
+        if self.regex is not None and (not isinstance(self.regex, str) or not self.regex):
+            raise UsageError("regex: must be a string of at least one character; leave it out to allow everything")
 
     @property
     def changes_logits(self) -> bool:
@@ -85,6 +98,8 @@ class MoreSampling(TypedDict, total=False):
     repetition_penalty: float
     logit_bias: dict[int, float]
     top_logprobs: int
+    json_schema: Mapping[str, Any]
+    regex: str
 
 
 def as_stops(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ submits requests and steps by itself:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -33,6 +33,7 @@ from talaria.infer.contract import (
     row_seed,
 )
 from talaria.infer.decoding import run
+from talaria.infer.grammar import Grammars
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.likelihood import score_pairs
 from talaria.infer.prefix_store import BLOCK, PrefixStore, n_blocks_for
@@ -77,7 +78,8 @@ class Engine:
         prefixes = PrefixStore(n_blocks) if prefix_cache and not looks_back else None
         self._scheduler = Scheduler(cache, max_batch_size, prefill_chunk, prefixes)
         self._requests: dict[int, Request] = {}
-        self._outbox: list[tuple[int, Chunk]] = []
+        self._grammars = Grammars(tokenizer, self._device)
+        self._outbox: list[tuple[int, Chunk | UserError]] = []
         self._next_id = 0
         self._weights = self._weight_versions()
 
@@ -111,10 +113,15 @@ class Engine:
             self._scheduler.leave([request])
         self._outbox = [(id, chunk) for id, chunk in self._outbox if id != request_id]
 
-    def step(self) -> list[tuple[int, Chunk]]:
+    def check(self, sampling: Sampling) -> None:
+        """Build the grammar that is asked for, from any thread, lest a step wait. Raises UserError where there is none."""
+        self._grammars.begin(sampling)
+
+    def step(self) -> list[tuple[int, Chunk | UserError]]:
         """One step of everything that runs; returns the chunks of submitted requests, the last with a finish_reason.
 
-        After an error (logits that are not finite) every request is gone.
+        A UserError in place of a chunk ends a request whose grammar cannot go on. After an error (logits that are not
+        finite) every request is gone.
         """
         self._advance()
         chunks, self._outbox = self._outbox, []
@@ -136,10 +143,10 @@ class Engine:
         """Continue every prompt; answers come in the order of the prompts, the n answers of one side by side.
 
         A str is encoded without a chat template, behind the tokenizer's prompt prefix (its bos token, where the model
-        was trained so); a sequence of ids is used as it is. One seed gives prompt i the seed `row_seed(seed, i)`; a
-        sequence gives each prompt its own; answer j of a prompt has `row_seed(its seed, j)`. A seed fixes a prompt's
-        text whatever runs beside it. Raises UserError for an empty prompt and for one that leaves no room in the
-        context.
+        was trained so); a sequence of ids is used as it is. One seed gives prompt i the seed `row_seed(seed, i)`, a
+        sequence each its own; answer j of a prompt has `row_seed(its seed, j)`. A seed fixes a text whatever runs
+        beside it. `json_schema` or `regex` hold the text to it (see `Sampling`). Raises UserError for an empty prompt,
+        one that leaves no room in the context, and a schema or regex that is wrong, not supported or too costly.
         """
         if isinstance(prompts, str):
             raise UsageError("prompts: one string; pass a list of prompts, e.g. generate([prompt])")
@@ -186,9 +193,9 @@ class Engine:
         """Answer a conversation, token by token; options as in `stream`."""
         return self.stream(self.chat_prompt(messages), **sampling)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The ids that `chat` continues; with `generate` they answer many conversations in batches."""
-        return encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids
+        return encode_chat(self.tokenizer, messages, add_generation_prompt=True, tools=tools).ids
 
     def loglikelihood(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[LogLikelihood]:
         """Score each (context, continuation) with one forward pass, in batches of similar length.
@@ -221,13 +228,23 @@ class Engine:
     @torch.inference_mode()
     def _choose(self, requests: list[Request], logits_BV: torch.Tensor) -> None:
         """Give each request its next token, and everybody what is certain of the text; rows that end leave."""
+        allowed: list[torch.Tensor | None] = []
+        if any(request.grammar is not None for request in requests):
+            allowed = [self._allowed(request) for request in requests]
+            stay = [row for row, request in enumerate(requests) if request.error is None]
+            if len(stay) < len(requests):
+                self._end([request for request in requests if request.error is not None])
+                requests, allowed = [requests[row] for row in stay], [allowed[row] for row in stay]
+                logits_BV = logits_BV[stay]
+        if not requests:
+            return
         uniforms_B = None
         if any(request.uniforms for request in requests):
             drawn = [request.uniforms[request.n_generated] if request.uniforms else 0.0 for request in requests]
             uniforms_B = torch.tensor(drawn, dtype=torch.float32, device=self._device)
         ways, penalties = [request.sampling for request in requests], [request.penalties for request in requests]
         n_choices = self.tokenizer.vocab_size
-        tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B, n_choices, penalties)
+        tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B, n_choices, penalties, allowed)
         ended = []
         for row, (request, token, log_prob) in enumerate(
             zip(requests, tokens_B.tolist(), log_probs_B.tolist(), strict=True)
@@ -238,13 +255,28 @@ class Engine:
                 request.top_log_probs.append(top_log_probs(logits_BV[row], n_top, n_choices))
             if request.penalties is not None:
                 request.penalties.count(token)
+            if request.grammar is not None:
+                request.grammar.accept(token)
             if self._postprocess(request, token):
                 ended.append(request)
-        for request in ended:
+        self._end(ended)
+
+    def _allowed(self, request: Request) -> torch.Tensor | None:
+        """The ids that may come next, None for all; where nothing can, the request gets its error."""
+        try:
+            return None if request.grammar is None else request.grammar.allowed()
+        except UserError as error:
+            request.error = error
+            if request.inbox is None:
+                self._outbox.append((request.id, error))
+            return None
+
+    def _end(self, requests: list[Request]) -> None:
+        for request in requests:
             self._scheduler.remember(request)
             del self._requests[request.id]
-        if ended:
-            self._scheduler.leave(ended)
+        if requests:
+            self._scheduler.leave(requests)
 
     def _postprocess(self, request: Request, token: int) -> bool:
         """Hand out what the new token made certain; returns whether the answer has ended."""
@@ -253,7 +285,8 @@ class Engine:
         if not request.whole or request.sampling.stop:
             piece = request.text.push(b"" if is_stop else self.tokenizer.token_bytes(token))
         reason: FinishReason | None = None
-        if is_stop or request.text.stopped:
+        is_complete = request.grammar is not None and request.grammar.is_complete
+        if is_stop or is_complete or request.text.stopped:
             reason = "stop"
         elif request.n_generated == request.max_tokens:
             reason = "length"
@@ -284,6 +317,8 @@ class Engine:
         """Step until the request has a chunk; returns its inbox."""
         assert request.inbox is not None
         while not request.inbox:
+            if request.error is not None:
+                raise request.error
             if request.id not in self._requests:
                 raise UserError("the answer was lost when another one under way at the same time failed; ask again")
             self._advance()
@@ -319,6 +354,7 @@ class Engine:
             )
         if sampling.changes_logits:
             request.penalties = Penalties(sampling, ids, self.tokenizer.vocab_size, self._device)
+        request.grammar = self._grammars.begin(sampling)
         if whole:
             request.whole, request.inbox = True, deque()
         return request

@@ -149,13 +149,19 @@ class RemoteEngine:
             "frequency_penalty": sampling.frequency_penalty or None,
             "repetition_penalty": None if penalty == 1 else penalty,
             # An endpoint's -100 bars a token.
+            "structured_outputs": _structured_outputs(sampling),
             "logit_bias": {str(token): max(bias, -100.0) for token, bias in sampling.logit_bias.items()} or None,
         }
         return options | {name: value for name, value in optional.items() if value is not None}
 
     def _chat_body(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> dict[str, Any]:
         options, seed = _split_seed(sampling)
-        return {"messages": [dict(message) for message in messages], **self._options(options, seed)}
+        body = {"messages": [dict(message) for message in messages], **self._options(options, seed)}
+        if options.json_schema is not None:
+            # OpenAI's own name for it, which chat endpoints know better.
+            schema = {"name": "answer", "schema": body.pop("structured_outputs")["json"], "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
 
     def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         repeatable = body["temperature"] == 0 or "seed" in body
@@ -218,6 +224,15 @@ def _split_seed(sampling: Mapping[str, Any]) -> tuple[Sampling, int | None]:
     options = dict(sampling)
     seed = options.pop("seed", None)
     return Sampling(**options | {"stop": as_stops(options.get("stop", ()))}), seed
+
+
+def _structured_outputs(sampling: Sampling) -> dict[str, Any] | None:
+    """As vLLM names what holds an answer to a schema or a regex."""
+    if sampling.regex is not None:
+        return {"regex": sampling.regex}
+    if sampling.json_schema is None:
+        return None
+    return {"json": sampling.json_schema}
 
 
 def _completion(answer: Mapping[str, Any], text_of: Any) -> Completion:

@@ -68,13 +68,15 @@ def choose_tokens(
     uniforms_B: Tensor | None,
     n_choices: int | None = None,
     penalties: Sequence[Penalties | None] = (),
+    allowed: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, Tensor]:
     """Choose one token a row.
 
     Takes float logits_BV, one way of sampling for all rows or one a row, and one uniform number a row (None when all
-    are greedy). n_choices below V bars the ids from there on: rows that pad the vocabulary and mean nothing. Returns
+    are greedy). n_choices below V bars the ids from there on: rows that pad the vocabulary and mean nothing. `allowed`
+    holds one bool (n_choices,) a row, with at least one id, or None for all; it acts after the penalties. Returns
     tokens_B (int64) and log_probs_B (float32): the log-softmax of the raw logits at the chosen tokens, before
-    penalties, temperature and filters. Raises UserError for logits that are NaN or +inf.
+    penalties, temperature, filters and `allowed`. Raises UserError for logits that are NaN or +inf.
     """
     logits_BV = logits_BV.float()
     log_total_B = logits_BV.logsumexp(dim=-1)
@@ -84,6 +86,11 @@ def choose_tokens(
     if any(penalties):
         rows = [row if own is None else own.apply(row) for row, own in zip(choices_BV, penalties, strict=True)]
         choices_BV = torch.stack(rows)
+    if any(ids_V is not None for ids_V in allowed):
+        choices_BV = choices_BV.clone()
+        for row, ids_V in zip(choices_BV, allowed, strict=True):
+            if ids_V is not None:
+                row.masked_fill_(~ids_V, -torch.inf)
     groups = _alike(sampling)
     if len(groups) == 1:
         tokens_B = _choose(choices_BV, groups[0][0], uniforms_B)

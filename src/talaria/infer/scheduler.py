@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from talaria.errors import UserError
 from talaria.infer.contract import Chunk, Sampling, TopLogProbs
+from talaria.infer.grammar import Grammar
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.prefix_store import BLOCK, PrefixStore, block_names, n_blocks_for
 from talaria.infer.sampling import Penalties
@@ -26,7 +28,7 @@ class Request:
 
     `uniforms` hold one number in [0, 1) for each token of the answer; none for a greedy one. `length` counts the
     positions in the cache. `inbox` receives the chunks where somebody inside the engine waits for them; a `whole`
-    request gets a single one.
+    request gets a single one. `error` is set where the answer cannot go on.
     """
 
     id: int
@@ -39,6 +41,8 @@ class Request:
     inbox: deque[Chunk] | None = None
     whole: bool = False
     penalties: Penalties | None = None
+    grammar: Grammar | None = None
+    error: UserError | None = None
     length: int = 0
     is_read: bool = False
     names: list[bytes] = field(default_factory=list)

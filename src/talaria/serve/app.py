@@ -40,6 +40,7 @@ from talaria.serve.replies import CHAT, TEXT, Reply, Shape, while_connected
 from talaria.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from talaria.serve.settings import ServeSettings
 from talaria.serve.thumbs import add_feedback
+from talaria.serve.tool_calls import ToolPlan, plan_tools
 from talaria.serve.web import add_page
 from talaria.serve.worker import Answer, EngineFailed, Overloaded, Stopped, Worker
 
@@ -120,8 +121,13 @@ def create_app(
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         model = asked_for(body.model)
-        messages = [message.plain() for message in body.messages]
-        return await answer(request, model, CHAT, body, lambda: [model.engine.chat_prompt(messages)], messages, False)
+        messages, plan = [message.plain() for message in body.messages], plan_tools(model.engine, body)
+
+        def encode() -> list[list[int]]:
+            engine = model.engine
+            return [engine.chat_prompt(messages) if plan is None else plan.prompt(engine, messages)]
+
+        return await answer(request, model, CHAT, body, encode, messages, False, plan)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -160,11 +166,15 @@ def create_app(
         encode: Callable[[], list[list[int]]],
         prompt: Any,
         echo: bool,
+        plan: ToolPlan | None = None,
     ) -> Response:
         begun, deadline = time.monotonic(), asyncio.get_running_loop().time() + settings.request_seconds
         n_top = body.asked_log_probs()
         sampling = body.sampling(settings, n_top)
+        if plan is not None:
+            sampling = plan.sampling(sampling)
         prompts = await _within(deadline, encode)
+        await _within(deadline, lambda: model.engine.check(sampling))
         _check_prompts(prompts, model, settings)
         n = body.n or 1
         if n * len(prompts) > settings.inputs:
@@ -184,7 +194,8 @@ def create_app(
             _log(request, model, settings, prompt, texts, n_prompt_tokens, n_tokens)
 
         each = [prompt_echo for prompt_echo in echoes for _ in range(n)]
-        reply = Reply(shape, request, model.name, answers, n_prompt_tokens, deadline, told, each, log_probs)
+        readers = [] if plan is None else [plan.reader() for _ in answers]
+        reply = Reply(shape, request, model.name, answers, n_prompt_tokens, deadline, told, each, log_probs, readers)
         return await (reply.stream(body.with_usage) if body.stream else reply.whole())
 
     return app

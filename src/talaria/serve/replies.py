@@ -13,17 +13,19 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from talaria.errors import UserError
 from talaria.infer.contract import Chunk
 from talaria.serve.limits import ClientGone, Refusal
 from talaria.serve.log_probs import ChatLogProbs, Echo, LogProbs, TextLogProbs
 from talaria.serve.schema import error_body, usage
+from talaria.serve.tool_calls import ToolReader
 from talaria.serve.worker import Answer, EngineFailed, Stopped
 from talaria.tokens.tokenizer import Tokenizer
 
@@ -67,7 +69,8 @@ TEXT = Shape(
 class Reply:
     """One request's answers (n a prompt) on their way out.
 
-    `echoes` are what each answer begins with, if anything; `log_probs` one writer an answer, where they are asked for.
+    `echoes` are what each answer begins with, if anything; `log_probs` one writer an answer, where they are asked for,
+    and `readers` one an answer that may call tools.
     `deadline` is a time of the event loop's clock. `told(texts, n_tokens, first_token_at)` is called once, however it
     ends: the text of each answer so far, tokens generated in all, time.monotonic() at the first (None: there was none).
     """
@@ -81,6 +84,7 @@ class Reply:
     told: Callable[[list[str], int, float | None], None]
     echoes: Sequence[Echo]
     log_probs: Sequence[LogProbs]
+    readers: Sequence[ToolReader] = ()
     texts: list[str] = field(init=False)
     n_tokens: int = 0
     first_token_at: float | None = None
@@ -101,7 +105,7 @@ class Reply:
 
         async def collect() -> None:
             async for index, piece in self._pieces():
-                reasons[index] = _reason(piece)
+                reasons[index] = self._reason(index, piece)
                 if self.log_probs:
                     log_probs[index] = _joined(log_probs[index], self.log_probs[index].of(piece))
 
@@ -113,6 +117,10 @@ class Reply:
             {"index": i, **self.shape.whole(text), "logprobs": log_probs[i], "finish_reason": reasons[i]}
             for i, text in enumerate(self.texts)
         ]
+        for choice, calls in zip(choices, (reader.calls for reader in self.readers), strict=False):
+            if calls:
+                message = choice["message"]
+                choice["message"] = message | {"content": message["content"].strip() or None, "tool_calls": calls}
         body = {**self._head, "object": self.shape.whole_object, "choices": choices}
         return JSONResponse({**body, "usage": usage(self.prompt_tokens, self.n_tokens)})
 
@@ -143,8 +151,10 @@ class Reply:
                     yield index, echo
                     echo = None
                 self.first_token_at = self.first_token_at or time.monotonic()
-                self.texts[index] += chunk.text
                 self.n_tokens += len(chunk.token_ids)
+                if self.readers:
+                    chunk = replace(chunk, text=self.readers[index].push(chunk))
+                self.texts[index] += chunk.text
                 yield index, chunk
 
     async def _events(self, with_usage: bool) -> AsyncIterator[str]:
@@ -157,13 +167,20 @@ class Reply:
             if index not in opened and self.shape.opening is not None:
                 yield event([{"index": index, **self.shape.opening, "logprobs": None, "finish_reason": None}])
             opened.add(index)
-            log_probs, reason = self.log_probs[index].of(piece) if self.log_probs else None, _reason(piece)
+            log_probs = self.log_probs[index].of(piece) if self.log_probs else None
+            reason = self._reason(index, piece)
             if piece.text or log_probs or reason:
                 content = self.shape.piece(piece.text)
+                if reason and self.readers and (calls := self.readers[index].calls):
+                    content["delta"]["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
                 yield event([{"index": index, **content, "logprobs": log_probs, "finish_reason": reason}])
         if with_usage:
             yield event([], usage(self.prompt_tokens, self.n_tokens))
         yield "data: [DONE]\n\n"
+
+    def _reason(self, index: int, piece: Chunk | Echo) -> str | None:
+        reason = piece.finish_reason if isinstance(piece, Chunk) else None
+        return "tool_calls" if reason and self.readers and self.readers[index].calls else reason
 
 
 class EventStream(Response):
@@ -179,8 +196,9 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 await while_connected(receive, self._tell(send), self._reply.deadline)
-            except (Refusal, EngineFailed, Stopped) as error:
-                await _send(send, _event(error_body(str(error), "server_error", getattr(error, "code", None))))
+            except (Refusal, EngineFailed, Stopped, UserError) as error:
+                kind = "invalid_request_error" if isinstance(error, UserError) else "server_error"
+                await _send(send, _event(error_body(str(error), kind, getattr(error, "code", None))))
             await _send(send, "", more=False)
         finally:
             await self._reply.close()
@@ -189,10 +207,6 @@ class EventStream(Response):
         await _send(send, self._first)
         async for event in self._events:
             await _send(send, event)
-
-
-def _reason(piece: Chunk | Echo) -> str | None:
-    return piece.finish_reason if isinstance(piece, Chunk) else None
 
 
 def _joined(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any]:

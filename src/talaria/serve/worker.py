@@ -209,6 +209,9 @@ class Worker:
         # An engine that fails has lost every request, and goes on with new ones.
         for request_id, chunk in self._attempt(list(self._asked.values()), self.engine.step) or []:
             answer = self._asked[request_id]
+            if isinstance(chunk, UserError):
+                self._end(answer, chunk)
+                continue
             answer.put(chunk)
             if chunk.finish_reason is not None:
                 self._end(answer)

@@ -26,6 +26,8 @@ from talaria.tokens.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
+# What jinja passes on from a template that meets a shape it did not expect, beside its own errors.
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -44,41 +46,90 @@ class _Segment:
     role: str | None  # None: template text
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> ChatTokens:
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> ChatTokens:
     """Ids of a conversation as its model's template writes it, and which of them count in the loss.
 
     The ids are those of transformers' apply_chat_template on ordinary conversations; they differ where a content
     spells a control token (ordinary text here) and where an answer's first characters would merge with the template's
     last ones (kept apart here, as they are when a model answers). Raises UserError for a malformed conversation and
     for a template that does more to a content than trim it.
+
+    A prompt may have `tools` (OpenAI's shape), assistant turns with `tool_calls`, whose arguments are tables, and turns
+    of the role "tool"; UserError where the template knows no tools.
     """
-    check_messages(messages)
+    check_messages(messages, with_tools=add_generation_prompt)
     if tokenizer.chat_template is None:
         raise UserError("this tokenizer has no chat template; use a model tuned for chat, or a plain prompt")
-    segments = _cut_rendering(tokenizer, messages, add_generation_prompt)
-    prompt_ends = _prompt_ends(tokenizer, messages, segments)
+    if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        check_tools(tokenizer)
+        tools = _guarded(tokenizer, list(tools))
+        messages = [_guarded(tokenizer, message) | {"content": message["content"]} for message in messages]
+    segments = _cut_rendering(tokenizer, messages, add_generation_prompt, tools)
+    prompt_ends = _prompt_ends(tokenizer, messages, segments, tools)
     return _encode_pieces(tokenizer, _pieces(tokenizer, segments, prompt_ends))
 
 
-def check_messages(messages: Sequence[Message], place: str = "messages") -> None:
-    """Raise UserError, naming the place, unless `messages` is a conversation."""
+def check_messages(messages: Sequence[Message], place: str = "messages", with_tools: bool = False) -> None:
+    """Raise UserError, naming the place, unless `messages` is a conversation; turns of tools only where asked for."""
+    roles = (*ROLES, "tool") if with_tools else ROLES
     if not isinstance(messages, list | tuple) or not messages:
         raise UserError(f'{place}: a conversation is a non-empty list of {{"role": ..., "content": ...}}')
     for index, message in enumerate(messages):
         where = f"{place}[{index}]"
         if not isinstance(message, Mapping):
             raise UserError(f'{where}: is {type(message).__name__}; write {{"role": ..., "content": ...}}')
-        if message.get("role") not in ROLES:
-            raise UserError(f"{where}: role {message.get('role')!r} is unknown; use system, user or assistant")
+        if message.get("role") not in roles:
+            raise UserError(f"{where}: role {message.get('role')!r} is unknown; use {', '.join(roles)}")
+        if message.get("tool_calls") and not with_tools:
+            raise UserError(f"{where}: tool_calls cannot be trained on; leave the conversation out")
         if not isinstance(message.get("content"), str):
             raise UserError(f"{where}: content is {type(message.get('content')).__name__}; write a string")
 
 
-def _cut_rendering(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> list[_Segment]:
+def check_tools(tokenizer: Tokenizer) -> None:
+    """Raise UserError unless the chat template writes the tools that it is given."""
+    tool = {"type": "function", "function": {"name": "probe_tool", "description": "", "parameters": {}}}
+    question = [{"role": "user", "content": ""}]
+    if tokenizer.chat_template is None or "probe_tool" not in render(tokenizer, question, True, [tool]):
+        raise UserError("this model's chat template has no place for tools; leave them out, or use another model")
+
+
+def _guarded(tokenizer: Tokenizer, value: Any) -> Any:
+    """`value` with the names of control tokens, and our own marks, spelled so that no template text holds them."""
+    if isinstance(value, str):
+        plain = re.sub("[\ue000-\ue003]", "\ufffd", value)
+        return tokenizer.control_pattern.sub(lambda found: f"\ue002{tokenizer.special_ids[found[0]]}\ue003", plain)
+    if isinstance(value, Mapping):
+        return {_guarded(tokenizer, key): _guarded(tokenizer, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_guarded(tokenizer, item) for item in value]
+    return value
+
+
+def _unguarded(tokenizer: Tokenizer, text: str) -> str:
+    """`text` as it was written, for encoding as ordinary text."""
+    if "\ue002" not in text:
+        return text
+    names = {str(id): name for name, id in tokenizer.special_ids.items()}
+    return re.sub("\ue002([0-9]+)\ue003", lambda found: names.get(found[1], found[0]), text)
+
+
+def _cut_rendering(
+    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]]
+) -> list[_Segment]:
     """The rendered conversation, cut where contents begin and end."""
-    real = _render(tokenizer, messages, add_generation_prompt)
-    marked = [{**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(messages)]
-    parts = re.split("\ue000([0-9]+)\ue001", _render(tokenizer, marked, add_generation_prompt))
+    real = render(tokenizer, messages, add_generation_prompt, tools)
+    marked = [
+        # A turn of calls may have no content, and templates ask whether it has.
+        {**message, "content": f"\ue000{index}\ue001" if message["content"] or not message.get("tool_calls") else ""}
+        for index, message in enumerate(messages)
+    ]
+    parts = re.split("\ue000([0-9]+)\ue001", render(tokenizer, marked, add_generation_prompt, tools))
     contents = [message["content"] for message in messages]
     for candidate in (contents, [content.strip() for content in contents]):
         segments = [_Segment(parts[0], None)]
@@ -93,14 +144,19 @@ def _cut_rendering(tokenizer: Tokenizer, messages: Sequence[Message], add_genera
     )
 
 
-def _prompt_ends(tokenizer: Tokenizer, messages: Sequence[Message], segments: Sequence[_Segment]) -> set[int]:
+def _prompt_ends(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    segments: Sequence[_Segment],
+    tools: Sequence[Mapping[str, Any]],
+) -> set[int]:
     """Places in the rendered text where a token must end: where each prompt ended that waited for an answer."""
     whole = "".join(segment.text for segment in segments)
     ends: set[int] = set()
     for index in range(1, len(messages)):
         if messages[index]["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
+        prompt = render(tokenizer, messages[:index], True, tools)
         if whole.startswith(prompt):
             ends.add(len(prompt))
         elif index == len(messages) - 1:
@@ -127,7 +183,7 @@ def _pieces(tokenizer: Tokenizer, segments: Sequence[_Segment], prompt_ends: set
                 yield "control", part
                 continue
             for start, stop in zip([0, *cuts], [*cuts, len(part)], strict=True):
-                yield "text", part[start:stop]
+                yield "text", part[start:stop] if segment.role else _unguarded(tokenizer, part[start:stop])
                 if stop in cuts:
                     yield "end", ""
 
@@ -167,16 +223,23 @@ def _encode_pieces(tokenizer: Tokenizer, pieces: Iterable[tuple[str, str]]) -> C
     return ChatTokens(ids, mask)
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The conversation as the template writes it. Raises UserError where the template refuses it."""
     assert tokenizer.chat_template is not None
     try:
         return _compile(tokenizer.chat_template).render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
+            tools=list(tools) or None,
             bos_token=tokenizer.bos_token or "",
             eos_token=tokenizer.eos_token or "",
         )
-    except jinja2.TemplateError as error:
+    except _TEMPLATE_ERRORS as error:
         raise UserError(f"the chat template refuses the conversation: {error}") from None
 
 
