@@ -114,7 +114,7 @@ class Engine:
         self._outbox = [(id, chunk) for id, chunk in self._outbox if id != request_id]
 
     def check(self, sampling: Sampling) -> None:
-        """Build the grammar asked for, from any thread, lest a step wait. Raises UserError where it cannot be held to."""
+        """Build the grammar asked for, from any thread, lest a step wait; UserError where it cannot be held to."""
         self._grammars.begin(sampling)
 
     def step(self) -> list[tuple[int, Chunk | UserError]]:
