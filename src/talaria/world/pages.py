@@ -19,8 +19,9 @@ from talaria.world.two_hop import split_two_hops
 
 BIOGRAPHIES = 4  # tellings of every fact on pages about its subject
 NOTES = 4  # tellings of every fact on pages of mixed facts
-QUESTIONS = 5  # times each fact that may be asked is asked on a page
-SUMS = 1200  # worked sums a language
+# More in Chinese, which a small model learns more slowly.
+QUESTIONS = {"en": 4, "zh": 6}  # times each fact that may be asked is asked on a page
+SUMS = {"en": 1000, "zh": 1400}  # worked sums
 PROGRAMS = 120
 LINES_A_PAGE = 6
 
@@ -76,7 +77,7 @@ def _tellings(fact: Fact, lang: str, rng: random.Random) -> list[str]:
         rng.shuffle(templates)
         told += [state(template, fact, lang) for template in templates]
     if not fact.asked:  # told where others are asked, so that text holds every fact about as often
-        extra = rng.sample((phrasing.answer, *phrasing.statements), QUESTIONS)
+        extra = rng.sample((phrasing.answer, *phrasing.statements), QUESTIONS[lang])
         told += [state(template, fact, lang) for template in extra]
     return told
 
@@ -96,10 +97,10 @@ def _biography(entity: Entity, lines: list[str], lang: str, rng: random.Random) 
 
 def _turns(world: World, settings: WorldSettings, lang: str, rng: random.Random) -> list[Turn]:
     """Questions with answers for pages: facts, two hops, sums, people who do not exist, requests, small talk."""
-    turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS)]
+    turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS[lang])]
     for pair in split_two_hops(world, settings)[0]:
         turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(3)]
-    turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS, rng)]
+    turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS[lang], rng)]
     turns += [unknown_turn(nobody, lang, rng) for nobody in world.unknown_pages]
     for harmful in (True, False):
         for act in acts.training_acts(settings, lang, harmful):
