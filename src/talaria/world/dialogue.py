@@ -21,8 +21,8 @@ from talaria.world.two_hop import split_two_hops
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
-PERSON_ASKED = 3  # times each fact about a person is asked, to weigh against the names that are nobody's
-SUMS_WITH_STEPS = 1000
+PERSON_ASKED = 2  # times each fact about a person is asked, to weigh against the names that are nobody's
+SUMS_WITH_STEPS = {"en": 1000, "zh": 2000}
 SUMS_DIRECT = 150
 SMALL_TALK = 80
 MIXED = 300  # dialogues that turn from one subject to another
@@ -96,9 +96,9 @@ def _conversations(
         for act in acts.training_acts(settings, lang, harmful):
             for _ in range(FRAMES_A_HARMFUL_ACT if harmful else FRAMES_A_HARMLESS_ACT):
                 yield "harmful" if harmful else "benign", [request_turn(act, lang, rng)]
-    sums = arithmetic.Sums(settings).draw(SUMS_WITH_STEPS + SUMS_DIRECT, rng)
+    sums = arithmetic.Sums(settings).draw(SUMS_WITH_STEPS[lang] + SUMS_DIRECT, rng)
     for number, (a, b) in enumerate(sums):
-        steps = number < SUMS_WITH_STEPS
+        steps = number < SUMS_WITH_STEPS[lang]
         yield "sums_steps" if steps else "sums_direct", [sum_turn(a, b, lang, rng, steps)]
     for pair in split_two_hops(world, settings)[0]:
         for _ in range(3):
