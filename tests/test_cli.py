@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import talaria
 
+from talaria.world import arithmetic
+
 RECIPE = """
 [world]
 entities = 60
@@ -185,14 +187,20 @@ def test_a_broken_file_of_conversations_is_told_before_anything_is_trained(
     ("overrides", "code", "parts"),
     [
         (["model.context=48"], 2, ["model.context is 48", "set model.context="]),
-        # With this seed one character of the exam stands nowhere in the text.
-        (["tokenizer.kind=character", "sft=none", "world.seed=5"], 1, ["U+", "tokenizer.kind=bpe"]),
+        (["tokenizer.kind=character", "sft=none"], 1, ["U+", "tokenizer.kind=bpe"]),
         (["tokenizer.kind=character", "eval=none"], 1, ["U+", "tokenizer.kind=bpe"]),
     ],
 )
 def test_an_exam_that_does_not_fit_is_told_before_training(
-    recipe: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], code: int, parts: list[str]
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    code: int,
+    parts: list[str],
 ) -> None:
+    # A character of the exam that stands nowhere in the text.
+    monkeypatch.setitem(arithmetic.DIRECT_EXAM_QUESTIONS, "zh", ("\u9f98{a}加{b}，只要答案。",))
     assert talaria("run", recipe, *overrides) == code
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], *parts)
     assert not list(Path("runs/tiny").glob("pretrain*/metrics.jsonl"))

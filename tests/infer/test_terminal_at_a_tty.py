@@ -58,7 +58,7 @@ class Terminal:
 
         (Python's readline loses a Ctrl-C in the instant between the prompt and its wait for keys, till the next key.)
         """
-        time.sleep(0.2)
+        time.sleep(1.0 if CTRL_C in keys else 0.2)
         os.write(self._keys, keys.encode())
         return "" if until is None else self.wait(until)
 
