@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ class Terminal:
             stdout=its_end,
             stderr=its_end,
             start_new_session=True,
+            # A shell's background jobs ignore Ctrl-C, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env=os.environ | {"XDG_STATE_HOME": str(state), "TERM": "xterm", "COLUMNS": "200"},
         )
         os.close(its_end)
