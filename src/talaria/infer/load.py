@@ -28,8 +28,8 @@ def load(
     a stage's files are not those it wrote, and where a stage that it was made from was made again since.
 
     `quantize` is "int8" or "int4": the weights are rounded as they are read (`talaria.model.quantized`). A folder that
-    `talaria quantize` wrote is quantized already. Raises UsageError for any other name. The last two are the
-    engine's.
+    `talaria quantize` wrote is quantized already. Raises UsageError for any other name. `max_batch_size` and
+    `prefix_cache` are the engine's.
     """
     scheme = None if quantize is None else check_scheme(quantize)
     found = find_model(Path(path))

@@ -21,8 +21,8 @@ from talaria.tokens.batches import Batch
 MAX_PARAMETERS = 32_000_000
 """Above this, operations are long enough to be shared, and a gradient for each core would cost too much memory."""
 MAX_ACTIVATION_BYTES = 128 << 20
-"""What a core's micro-batch may keep for its backward. From two to four times as much, the allocator hands memory back
-to the system after every micro-batch and takes it anew page by page; larger matrix products do not make up for it."""
+"""What a core's micro-batch may keep for its backward. Chosen while the allocator still handed freed memory back
+(`allocator.py`), when from two to four times as much was slower; not measured again since."""
 
 
 def cores_for(model: Transformer, rows: int) -> int:
