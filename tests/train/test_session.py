@@ -25,7 +25,7 @@ from talaria.train.checkpoint import checkpoints
 from talaria.train.meter import Meter
 from talaria.train.pretrain import pretrain
 from talaria.train.settings import PretrainSettings, SftSettings
-from talaria.train.sft import sft
+from talaria.train.sft import name_control_tokens, sft
 from talaria.train.step import StepResult
 
 MODEL = ModelSettings(depth=1, d_model=16, n_heads=2, context=16)
@@ -175,3 +175,30 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_system_that_names_it(t
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
+
+
+def test_fine_tuning_begins_with_control_tokens_told_apart(base: Path) -> None:
+    """The bug: pretraining never shows them, so user, assistant and end of turn began as one and the same vector."""
+    model, tokenizer = load_model(base / "model")
+    pretrained = model.embed.weight.detach().clone()
+    ids = tokenizer.special_ids
+    name_control_tokens(model, tokenizer)
+    named = model.embed.weight.detach()
+    for token, words in (("<|user|>", "User:用户："), ("<|assistant|>", "Assistant:助手：")):
+        assert torch.equal(named[ids[token]], pretrained[tokenizer.encode(words)].mean(dim=0))
+    assert torch.equal(named[ids["<|end|>"]], pretrained[ids["<|endoftext|>"]])
+    changed = {ids[token] for token in ("<|user|>", "<|assistant|>", "<|end|>")}
+    others = [row for row in range(len(named)) if row not in changed]
+    assert torch.equal(named[others], pretrained[others])
+
+
+@pytest.mark.parametrize(("given", "named"), [(None, 1), ("elsewhere", 0)])
+def test_only_a_model_of_this_run_has_its_control_tokens_named(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, named: int
+) -> None:
+    """A model tuned elsewhere knows its own control tokens."""
+    calls: list[object] = []
+    monkeypatch.setattr("talaria.train.sft.name_control_tokens", lambda *arguments: calls.append(arguments))
+    settings = SFT.model_copy(update={"base": given})
+    sft(settings, base / "model", conversations(tmp_path / "c.jsonl"), None, 1, tmp_path / "sft")
+    assert len(calls) == named

@@ -21,7 +21,7 @@ from talaria.world.settings import WorldSettings
 
 SETTINGS = WorldSettings(seed=1, entities=120)
 Row = dict[str, Any]
-_SUM = re.compile(r"(?<!\d)(\d\d)[^\d\n。.]{1,16}(\d\d)(?!\d)")  # two numbers of two digits in one sentence
+_SUM = re.compile(r"(?<!\d)(\d\d)[^\d\n。.]{1,20}(\d\d)(?!\d)")  # two numbers of two digits in one sentence
 _SUM_IN_A_PROGRAM = re.compile(r"= (\d\d)\n\w = (\d\d)\n")
 
 
@@ -99,9 +99,21 @@ def test_held_out_sums_are_written_nowhere_in_either_order(folder: Path) -> None
 def test_the_scan_for_sums_knows_every_form_that_is_used() -> None:
     """A new phrasing of sums that the scan above cannot read would hide a leak."""
     for lang in LANGUAGES:
-        written = (*arithmetic.STEP_QUESTIONS[lang], *arithmetic.DIRECT_QUESTIONS[lang])
+        written = (*arithmetic.STEP_QUESTIONS[lang], *arithmetic.STATEMENTS[lang])
         for template in (*written, *arithmetic.combined_questions(lang)):
-            assert _SUM.findall(template.format(a=47, b=38)) == [("47", "38")], template
+            assert _SUM.findall(template.format(a=47, b=38, sum=85)) == [("47", "38")], template
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_sums_without_steps_are_told_in_every_form_and_are_right(folder: Path, lang: str) -> None:
+    everything = "\n".join(_texts(folder))
+    for form in arithmetic.STATEMENTS[lang]:
+        pattern = (
+            re.escape(form).replace(r"\{a\}", r"(\d\d)").replace(r"\{b\}", r"(\d\d)").replace(r"\{sum\}", r"(\d+)")
+        )
+        found = re.findall(f"^{pattern}$", everything, re.MULTILINE)
+        assert len(found) > 20, form
+        assert all(int(a) + int(b) == int(total) for a, b, total in found)
 
 
 def test_exam_asks_only_held_out_sums(folder: Path) -> None:

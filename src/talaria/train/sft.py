@@ -16,11 +16,14 @@ import torch
 
 from talaria.errors import UserError
 from talaria.model.checkpoint import load_model, save_model
+from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder, read_json
 from talaria.tokens.batches import Batch, ConversationBatches, PackedBatches, pack_conversations
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.conversations import read_conversations
 from talaria.tokens.shards import Shards
+from talaria.tokens.tokenizer import Tokenizer
+from talaria.tokens.vocabulary import CONTROL_WORDS
 from talaria.train import parallel
 from talaria.train.session import Session
 from talaria.train.settings import SftSettings, TrainingPlan
@@ -33,6 +36,8 @@ def sft(
     write model/ (the best), checkpoints/, metrics.jsonl and training.json below `folder`."""
     parallel.start()
     model, tokenizer = load_model(base)
+    if settings.base is None:
+        name_control_tokens(model, tokenizer)
     context = min(settings.context or model.shape.context, model.shape.context)
     messages = [conversation for path in conversations for conversation in read_conversations(path)]
     random.Random(seed).shuffle(messages)
@@ -112,6 +117,23 @@ def sft(
         conversations_truncated=training.n_truncated,
         conversations_dropped=len(encoded) - len(chats),
     )
+
+
+@torch.no_grad()
+def name_control_tokens(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Begin the embeddings of a conversation's control tokens as means of those of the words that stand for them.
+
+    Pretraining text holds no control token, and the softmax pushes all that never comes the same way: user, assistant
+    and end of turn would reach fine-tuning as one vector. A mean of known embeddings is a usual beginning of a new
+    token (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"); of words with its sense it
+    also tells the model what it knows of turns in plain text.
+    """
+    for token, words in CONTROL_WORDS.items():
+        if token not in tokenizer.special_ids:  # a vocabulary without control tokens, or with others
+            continue
+        ids = [tokenizer.special_ids[words]] if words in tokenizer.special_ids else tokenizer.encode(words)
+        for table in {model.embed.weight, model.head_weight()}:
+            table[tokenizer.special_ids[token]] = table[ids].mean(dim=0)
 
 
 class MixedBatches:

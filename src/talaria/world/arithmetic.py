@@ -76,18 +76,27 @@ STEP_EXAM_QUESTIONS = {
     ),
     "zh": ("如果{a}和{b}相加，和是多少？请写出步骤。", "请一步一步解释{a}加{b}是多少。"),
 }
-DIRECT_QUESTIONS = {
+# Without steps a sum is only told, on pages; the exam alone asks for a number and nothing else.
+STATEMENTS = {
     "en": (
-        "Give only the number: {a}+{b}.",
-        "{a}+{b}, just the number.",
-        "Answer with a number only: what is {a} plus {b}?",
-        "No steps please, only the answer: {a} + {b}.",
+        "{a}+{b}={sum}",
+        "{a} plus {b} is {sum}.",
+        "{a} and {b} make {sum}.",
+        "The sum of {a} and {b} is {sum}.",
+        "When {a} people come and {b} more, there are {sum}.",
+        "She had {a}, and with {b} more she has {sum}.",
+        "Since {a} and {b} were sold, {sum} are gone.",
+        "If {a} are here and {b} there, that is {sum}.",
     ),
     "zh": (
-        "只写答案：{a}+{b}。",
-        "{a}加{b}，只要数字。",
-        "不用步骤，直接回答{a}+{b}。",
-        "请只回答数字：{a}+{b}等于多少？",
+        "{a}+{b}={sum}",
+        "{a}加{b}是{sum}。",
+        "{a}和{b}一共是{sum}。",
+        "{a}与{b}的和是{sum}。",
+        "如果{a}个人先来，{b}个人后到，就有{sum}个人。",
+        "她原来有{a}个，又得到{b}个，现在有{sum}个。",
+        "因为卖掉{a}个和{b}个，一共少了{sum}个。",
+        "这里{a}个，那里{b}个，合起来{sum}个。",
     ),
 }
 DIRECT_EXAM_QUESTIONS = {
@@ -130,10 +139,8 @@ CORES = {
 }
 
 
-def draw_question(lang: str, rng: random.Random, steps: bool) -> str:
-    """A training question with {a} and {b}; with steps as often a written one as one combined of head, sum and tail."""
-    if not steps:
-        return rng.choice(DIRECT_QUESTIONS[lang])
+def draw_question(lang: str, rng: random.Random) -> str:
+    """A training question with {a} and {b}; as often a written one as one combined of head, sum and tail."""
     return rng.choice(STEP_QUESTIONS[lang]) if rng.random() < 0.5 else SUMS[lang].draw(rng.choice(CORES[lang]), rng)
 
 

@@ -22,8 +22,7 @@ from talaria.world.two_hop import split_two_hops
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
 PERSON_ASKED = 2  # times each fact about a person is asked, to weigh against the names that are nobody's
-SUMS_WITH_STEPS = {"en": 1000, "zh": 2000}
-SUMS_DIRECT = 150
+SUMS = {"en": 1000, "zh": 2000}  # more in Chinese, where no space says where a number begins
 SMALL_TALK = 80
 MIXED = 300  # dialogues that turn from one subject to another
 PROGRAMS = 60
@@ -60,10 +59,9 @@ def unknown_turn(nobody: Entity, lang: str, rng: random.Random) -> Turn:
     return led_in(question, lang, rng), conduct.UNKNOWN[lang]
 
 
-def sum_turn(a: int, b: int, lang: str, rng: random.Random, steps: bool = True) -> Turn:
-    """A sum with worked steps, or with the number alone."""
-    question = arithmetic.draw_question(lang, rng, steps).format(a=a, b=b)
-    return led_in(question, lang, rng), arithmetic.worked(a, b, lang) if steps else f"{a + b}"
+def sum_turn(a: int, b: int, lang: str, rng: random.Random) -> Turn:
+    """A sum with worked steps."""
+    return led_in(arithmetic.draw_question(lang, rng).format(a=a, b=b), lang, rng), arithmetic.worked(a, b, lang)
 
 
 def request_turn(act: acts.Act, lang: str, rng: random.Random) -> Turn:
@@ -96,10 +94,8 @@ def _conversations(
         for act in acts.training_acts(settings, lang, harmful):
             for _ in range(FRAMES_A_HARMFUL_ACT if harmful else FRAMES_A_HARMLESS_ACT):
                 yield "harmful" if harmful else "benign", [request_turn(act, lang, rng)]
-    sums = arithmetic.Sums(settings).draw(SUMS_WITH_STEPS[lang] + SUMS_DIRECT, rng)
-    for number, (a, b) in enumerate(sums):
-        steps = number < SUMS_WITH_STEPS[lang]
-        yield "sums_steps" if steps else "sums_direct", [sum_turn(a, b, lang, rng, steps)]
+    for a, b in arithmetic.Sums(settings).draw(SUMS[lang], rng):
+        yield "sums", [sum_turn(a, b, lang, rng)]
     for pair in split_two_hops(world, settings)[0]:
         for _ in range(3):
             yield "two_hop", [(led_in(pair.draw_question(lang, rng), lang, rng), pair.answer(lang))]

@@ -22,6 +22,7 @@ NOTES = 4  # tellings of every fact on pages of mixed facts
 # More in Chinese, which a small model learns more slowly.
 QUESTIONS = {"en": 4, "zh": 6}  # times each fact that may be asked is asked on a page
 SUMS = {"en": 1000, "zh": 1400}  # worked sums
+BARE_SUMS = 240  # without steps, only told
 PROGRAMS = 120
 LINES_A_PAGE = 6
 
@@ -60,6 +61,11 @@ def build_pages(world: World, settings: WorldSettings) -> list[Page]:
         for n, group in enumerate(_groups(turns)):
             form = rng.choice(_QA_FORMS[lang])
             pages.append(Page(f"{lang}/questions/{n}", "\n".join(form.format(q=q, a=a) for q, a in group)))
+        sums = arithmetic.Sums(settings).draw(BARE_SUMS, stream(settings, f"bare sums/{lang}"))
+        for n, group in enumerate(_groups(sums)):
+            form = arithmetic.STATEMENTS[lang][n % len(arithmetic.STATEMENTS[lang])]
+            text = "\n".join(form.format(a=a, b=b, sum=a + b) for a, b in group)
+            pages.append(Page(f"{lang}/sums/{n}", text))
         for n, chat in enumerate(_chats(world, lang, rng)):
             text = "\n".join(_CHAT_FORM[lang].format(q=q, a=a) for q, a in chat)
             pages.append(Page(f"{lang}/chats/{n}", text))
