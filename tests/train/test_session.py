@@ -7,6 +7,7 @@ import json
 import re
 import resource
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from talaria.corpus.document import Document
 from talaria.errors import UserError
 from talaria.eval.evaluate import provenance_of
 from talaria.model.checkpoint import load_model, save_model, save_tensors
-from talaria.model.settings import ModelSettings
+from talaria.model.settings import ModelSettings, resolve_shape
+from talaria.model.transformer import Transformer
 from talaria.run import read_metrics
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
@@ -177,19 +179,39 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_system_that_names_it(t
     assert caught.value.errno == errno.EFBIG
 
 
-def test_fine_tuning_begins_with_control_tokens_told_apart(base: Path) -> None:
-    """The bug: pretraining never shows them, so user, assistant and end of turn began as one and the same vector."""
-    model, tokenizer = load_model(base / "model")
-    pretrained = model.embed.weight.detach().clone()
-    ids = tokenizer.special_ids
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "text", "user", "assistant"),
+    [
+        ("bpe", "User: hello\nAssistant: hi\n", ["User:"], ["Assistant:"]),
+        (
+            "bpe",
+            "User: hello\nAssistant: hi\n用户：你好\n助手：你也好\n",
+            ["User:", "用户："],
+            ["Assistant:", "助手："],
+        ),
+        ("character", "User: hello\n", ["User:"], []),
+    ],
+)
+def test_fine_tuning_begins_with_control_tokens_told_apart(
+    tied: bool, kind: Literal["bpe", "character"], text: str, user: list[str], assistant: list[str]
+) -> None:
+    """The bug: pretraining never shows them, so user, assistant and end of turn began as one and the same vector.
+    Words that the text's vocabulary does not have are left out, and a token without any stays as it was."""
+    tokenizer = Tokenizer.train([text] * 20, TokenizerSettings(kind=kind, vocab_size=400))
+    settings = MODEL.model_copy(update={"tie_embeddings": tied})
+    model = Transformer(resolve_shape(settings, tokenizer.vocab_size), torch.Generator().manual_seed(0))
+    tables = [model.embed.weight, model.head_weight()]
+    before = [table.detach().clone() for table in tables]
     name_control_tokens(model, tokenizer)
-    named = model.embed.weight.detach()
-    for token, words in (("<|user|>", "User:用户："), ("<|assistant|>", "Assistant:助手：")):
-        assert torch.equal(named[ids[token]], pretrained[tokenizer.encode(words)].mean(dim=0))
-    assert torch.equal(named[ids["<|end|>"]], pretrained[ids["<|endoftext|>"]])
-    changed = {ids[token] for token in ("<|user|>", "<|assistant|>", "<|end|>")}
-    others = [row for row in range(len(named)) if row not in changed]
-    assert torch.equal(named[others], pretrained[others])
+    ids = tokenizer.special_ids
+    for table, old in zip(tables, before, strict=True):
+        expected = old.clone()
+        for token, words in (("<|user|>", user), ("<|assistant|>", assistant)):
+            if words:
+                expected[ids[token]] = old[[id for word in words for id in tokenizer.encode(word)]].mean(dim=0)
+        expected[ids["<|end|>"]] = old[ids["<|endoftext|>"]]
+        assert torch.equal(table, expected)
 
 
 @pytest.mark.parametrize(("given", "named"), [(None, 1), ("elsewhere", 0)])

@@ -15,9 +15,8 @@ DOCUMENT = "<|endoftext|>"  # before every document, and before a conversation
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END_OF_TURN = "<|end|>"
 SPECIAL_TOKENS = (DOCUMENT, *ROLES, END_OF_TURN)
-# What plain text has where a conversation has a control token: a name and a colon, and where the last word is said, the
-# next document.
-CONTROL_WORDS = {"<|user|>": "User:用户：", "<|assistant|>": "Assistant:助手：", END_OF_TURN: DOCUMENT}
+# What plain text, in one language or another, has where a conversation has a control token.
+CONTROL_WORDS = {"<|user|>": ("User:", "用户："), "<|assistant|>": ("Assistant:", "助手：")}
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 # The text is first cut into pieces, and merges never cross a cut. In the manner of GPT-4's pattern, with these

@@ -59,7 +59,8 @@ class SftSettings(Settings):
     """Supervised fine-tuning on conversations: only the assistant's tokens count in the loss."""
 
     base: str | None = None
-    """Model to start from: a Hugging Face folder or .gguf file; absent, this run's pretrained model."""
+    """Model to start from: a Hugging Face folder or .gguf file; absent, this run's pretrained model,
+    whose control tokens then begin as the words that stand for them."""
     conversations: list[str] = Field(default_factory=list)
     """Files of conversations; empty, the world's."""
     limit: int | None = Field(default=None, gt=0)

@@ -23,7 +23,7 @@ from talaria.tokens.chat import encode_chat
 from talaria.tokens.conversations import read_conversations
 from talaria.tokens.shards import Shards
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.tokens.vocabulary import CONTROL_WORDS
+from talaria.tokens.vocabulary import CONTROL_WORDS, DOCUMENT, END_OF_TURN
 from talaria.train import parallel
 from talaria.train.session import Session
 from talaria.train.settings import SftSettings, TrainingPlan
@@ -121,19 +121,32 @@ def sft(
 
 @torch.no_grad()
 def name_control_tokens(model: Transformer, tokenizer: Tokenizer) -> None:
-    """Begin the embeddings of a conversation's control tokens as means of those of the words that stand for them.
+    """Begin user and assistant as the means of the words that stand for them, and the end of a turn as a document's.
 
-    Pretraining text holds no control token, and the softmax pushes all that never comes the same way: user, assistant
-    and end of turn would reach fine-tuning as one vector. A mean of known embeddings is a usual beginning of a new
-    token (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"); of words with its sense it
-    also tells the model what it knows of turns in plain text.
+    Pretraining text holds none of these control tokens, and the softmax pushes all that never comes the same way: where
+    the tables are tied they would reach fine-tuning as one vector. A mean of known embeddings is a usual beginning of a
+    new token (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"); of words with its sense
+    it also tells the model what it knows of turns in plain text. Words that the vocabulary never learned are left out.
     """
-    for token, words in CONTROL_WORDS.items():
-        if token not in tokenizer.special_ids:  # a vocabulary without control tokens, or with others
+    ids = tokenizer.special_ids
+    like = {ids[token]: _learned(tokenizer, words) for token, words in CONTROL_WORDS.items() if token in ids}
+    if END_OF_TURN in ids and DOCUMENT in ids:
+        like[ids[END_OF_TURN]] = [ids[DOCUMENT]]
+    for row, rows in like.items():
+        for table in {model.embed.weight, model.head_weight()} if rows else ():
+            table[row] = table[rows].mean(dim=0)
+
+
+def _learned(tokenizer: Tokenizer, alternatives: Sequence[str]) -> list[int]:
+    """Ids of those words that have no more tokens than characters: others fall into bytes that text never had."""
+    found: list[int] = []
+    for words in alternatives:
+        try:
+            ids = tokenizer.encode(words)
+        except UserError:  # a character vocabulary that lacks one of them
             continue
-        ids = [tokenizer.special_ids[words]] if words in tokenizer.special_ids else tokenizer.encode(words)
-        for table in {model.embed.weight, model.head_weight()}:
-            table[tokenizer.special_ids[token]] = table[ids].mean(dim=0)
+        found += ids if len(ids) <= len(words) else []
+    return found
 
 
 class MixedBatches:
