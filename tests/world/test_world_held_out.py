@@ -117,7 +117,7 @@ def test_sums_without_steps_are_told_in_every_form_and_are_right(folder: Path, l
 
 
 def test_conversations_answer_no_sum_without_its_steps(folder: Path) -> None:
-    """The bug: a few bare answers, which a small model cannot compute, made it misread the digits of all sums."""
+    """A few bare answers went with misread digits in all sums (docs/results.md, Chinese sums)."""
     checked = 0
     for row in _rows(folder, "conversations"):
         for question, answer in zip(row["messages"][::2], row["messages"][1::2], strict=True):

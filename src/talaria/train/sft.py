@@ -129,12 +129,14 @@ def name_control_tokens(model: Transformer, tokenizer: Tokenizer) -> None:
     it also tells the model what it knows of turns in plain text. Words that the vocabulary never learned are left out.
     """
     ids = tokenizer.special_ids
-    like = {ids[token]: _learned(tokenizer, words) for token, words in CONTROL_WORDS.items() if token in ids}
-    if END_OF_TURN in ids and DOCUMENT in ids:
-        like[ids[END_OF_TURN]] = [ids[DOCUMENT]]
-    for row, rows in like.items():
-        for table in {model.embed.weight, model.head_weight()} if rows else ():
-            table[row] = table[rows].mean(dim=0)
+    if END_OF_TURN not in ids:  # a vocabulary without control tokens
+        return
+    like = {token: _learned(tokenizer, words) for token, words in CONTROL_WORDS.items()}
+    like[END_OF_TURN] = [ids[DOCUMENT]]
+    for token, rows in like.items():
+        if rows:
+            for table in {model.embed.weight, model.head_weight()}:
+                table[ids[token]] = table[rows].mean(dim=0)
 
 
 def _learned(tokenizer: Tokenizer, alternatives: Sequence[str]) -> list[int]:
