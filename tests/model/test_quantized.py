@@ -118,6 +118,20 @@ def test_int4_groups_err_no_more_than_their_own_grid_would():
     assert error.square().sum() < 0.97 * plain.square().sum()  # the search is there to be better than no search
 
 
+def test_int4_grids_are_fitted_to_the_steps_their_weights_take():
+    """Of all scales and zeros for the same q none has much less error: rounding them to bfloat16 costs under 1 %."""
+    generator = torch.Generator().manual_seed(0)
+    weight, importance = torch.randn(64, 96, generator=generator), torch.rand(96, generator=generator)
+    q, grid = to_int4(weight, importance)
+    error = (Int4Linear(q, grid).dequantised() - weight).square() @ importance
+    root = importance.sqrt().double().view(3, GROUP, 1)
+    steps = torch.stack([groups(q.double() - 8), torch.ones(64, 3, GROUP, dtype=torch.float64)], dim=-1)
+    target = groups(weight.double())[..., None]
+    least = torch.linalg.lstsq(steps * root, target * root).solution
+    least_error = ((steps @ least - target) * root).square().sum()
+    assert least_error < error.sum() < 1.03 * least_error
+
+
 def test_int4_spends_its_accuracy_on_important_columns():
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     importance = torch.ones(64)

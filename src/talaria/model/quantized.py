@@ -24,6 +24,7 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 # INT4's candidate grids: the parts of a group's range that the 16 steps span, and where in the range they lie.
 _SPANS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 _PLACES = (0.0, 0.5, 1.0)
+_FITS = 2
 _WEIGHTS_AT_ONCE = 1 << 18
 _PROBE_ROWS, _PROBE_POSITIONS = 8, 256
 _SMALLEST_SCALE = 1e-30
@@ -134,8 +135,8 @@ def to_int4(weight_NK: Tensor, importance_K: Tensor) -> tuple[Tensor, Tensor]:
 def _best_grid(w_RGg: Tensor, importance_Gg: Tensor) -> Tensor:
     """Scale and zero (R, G, 2) of the least squared error of each group, fp32 numbers that bfloat16 holds.
 
-    Tried are grids over the whole of a group's range and over parts of it: an outlier clipped can cost less than
-    coarser steps for the 31 others.
+    Tried are grids over the whole of a group's range and over parts of it, as an outlier clipped can cost less than
+    coarser steps for the 31 others; each is then fitted to the steps that its weights take, and they to it, in turns.
     """
     low_RG1, high_RG1 = w_RGg.amin(dim=-1, keepdim=True), w_RGg.amax(dim=-1, keepdim=True)
     best_error_RG1 = torch.full_like(low_RG1, torch.inf)
@@ -143,9 +144,10 @@ def _best_grid(w_RGg: Tensor, importance_Gg: Tensor) -> Tensor:
     for span in _SPANS:
         for place in _PLACES if span < 1 else (0.0,):
             start_RG1 = torch.lerp(low_RG1, high_RG1, (1 - span) * place)
-            # A group of equal weights has no range: the zero alone tells it, and any positive scale will do.
-            scale_RG1 = ((high_RG1 - low_RG1) * (span / 15)).clamp_min(_SMALLEST_SCALE).bfloat16().float()
+            scale_RG1 = _positive_bfloat16((high_RG1 - low_RG1) * (span / 15))
             zero_RG1 = (start_RG1 + 8 * scale_RG1).bfloat16().float()
+            for _ in range(_FITS):
+                scale_RG1, zero_RG1 = _fitted(w_RGg, importance_Gg, _nearest(w_RGg, scale_RG1, zero_RG1).sub_(8))
             q_RGg = _nearest(w_RGg, scale_RG1, zero_RG1)
             square_RGg = q_RGg.sub_(8).mul_(scale_RG1).add_(zero_RG1).sub_(w_RGg).square_()
             error_RG1 = square_RGg.mul_(importance_Gg).sum(dim=-1, keepdim=True)
@@ -153,6 +155,22 @@ def _best_grid(w_RGg: Tensor, importance_Gg: Tensor) -> Tensor:
             best_error_RG1 = torch.where(better_RG1, error_RG1, best_error_RG1)
             best_RG2 = torch.where(better_RG1, torch.cat([scale_RG1, zero_RG1], dim=-1), best_RG2)
     return best_RG2
+
+
+def _fitted(w_RGg: Tensor, importance_Gg: Tensor, steps_RGg: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero (R, G, 1 each) of the least weighted squared error of steps * scale + zero against the weights."""
+    share_Gg = importance_Gg / importance_Gg.sum(dim=-1, keepdim=True)
+    mean_step_RG1 = (steps_RGg * share_Gg).sum(dim=-1, keepdim=True)
+    mean_RG1 = (w_RGg * share_Gg).sum(dim=-1, keepdim=True)
+    away_RGg = (steps_RGg - mean_step_RG1).mul_(share_Gg)
+    variance_RG1 = (away_RGg * steps_RGg).sum(dim=-1, keepdim=True)
+    scale_RG1 = _positive_bfloat16((away_RGg * w_RGg).sum(dim=-1, keepdim=True) / variance_RG1.clamp_min(1e-12))
+    return scale_RG1, (mean_RG1 - scale_RG1 * mean_step_RG1).bfloat16().float()
+
+
+def _positive_bfloat16(scale: Tensor) -> Tensor:
+    """Equal weights have no range: the zero alone tells them, and any positive scale will do."""
+    return scale.clamp_min(_SMALLEST_SCALE).bfloat16().float()
 
 
 def _nearest(w_RGg: Tensor, scale_RG1: Tensor, zero_RG1: Tensor) -> Tensor:
