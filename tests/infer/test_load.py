@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from talaria.config import Settings
-from talaria.errors import UserError
+from talaria.errors import UsageError, UserError
 from talaria.infer.engine import Engine
 from talaria.infer.load import find_model, load
 from talaria.model.checkpoint import save_model
+from talaria.model.quantized_folder import save_quantized
 from talaria.run import Stage, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
@@ -120,3 +121,35 @@ def test_a_saved_model_chats_after_loading(tmp_path):
     assert "".join(c.text for c in engine.stream_chat(messages, max_tokens=12, seed=4)) == completion.text
     assert completion.prompt_tokens == len(engine.chat_prompt(messages))
     assert engine.tokenizer.decode(completion.token_ids) == completion.text
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tokenizer = Tokenizer.train(["a b c"], TokenizerSettings(vocab_size=300))
+    save_model(tiny_model(LLAMA, vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_device_that_is_not_there_is_refused(saved):
+    for name in ("cuda:99", "abacus"):
+        with pytest.raises(UsageError, match="this machine has cpu"):
+            load(saved, device=name)
+    assert load(saved, device="cpu").generate(["a"], max_tokens=2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_a_gpu_gives_the_log_probabilities_of_the_cpu(saved, tmp_path, scheme):
+    pairs = [("a b", " c a b"), ("c", " b b b a")]
+    expected = load(saved, scheme, device="cpu").loglikelihood(pairs)
+    engines = [load(saved, scheme)]
+    if scheme is not None:
+        quantized = tmp_path / "quantized"
+        save_quantized(load(saved, scheme).model, engines[0].tokenizer, quantized)
+        engines.append(load(quantized))
+    for engine in engines:
+        assert next(engine.model.parameters()).device.type == "cuda"
+        for one, other in zip(engine.loglikelihood(pairs), expected, strict=True):
+            assert one.log_prob == pytest.approx(other.log_prob, abs=0.05 if scheme else 1e-3)
+        assert engine.generate(["a b"] * 3, max_tokens=8, temperature=0)[0].token_ids

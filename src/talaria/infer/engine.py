@@ -36,6 +36,7 @@ from talaria.infer.decoding import run
 from talaria.infer.grammar import Grammars
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.likelihood import score_pairs
+from talaria.infer.memory import PREFILL_CHUNK
 from talaria.infer.prefix_store import BLOCK, PrefixStore, n_blocks_for
 from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
 from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
@@ -61,7 +62,7 @@ class Engine:
         *,
         max_batch_size: int = 64,
         cache_bytes: int = 1 << 30,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = PREFILL_CHUNK,
         prefix_cache: bool = True,
     ) -> None:
         self.model = model

@@ -10,6 +10,7 @@ from pathlib import Path
 from talaria.errors import UserError
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
+from talaria.model.device import check_device
 from talaria.model.quantized import check_scheme
 from talaria.model.quantized import quantize as quantize_model
 from talaria.model.quantized_folder import is_quantized, load_quantized
@@ -20,7 +21,12 @@ POLICY_STAGES = ("sft", "pretrain")
 
 
 def load(
-    path: str | Path, quantize: str | None = None, *, max_batch_size: int = 64, prefix_cache: bool = True
+    path: str | Path,
+    quantize: str | None = None,
+    *,
+    device: str | None = None,
+    max_batch_size: int = 64,
+    prefix_cache: bool = True,
 ) -> Engine:
     """Read a model with its tokenizer and make it ready to generate.
 
@@ -28,17 +34,20 @@ def load(
     a stage's files are not those it wrote, and where a stage that it was made from was made again since.
 
     `quantize` is "int8" or "int4": the weights are rounded as they are read (`talaria.model.quantized`). A folder that
-    `talaria quantize` wrote is quantized already. Raises UsageError for any other name. `max_batch_size` and
-    `prefix_cache` are the engine's.
+    `talaria quantize` wrote is quantized already. Raises UsageError for any other name. `device` is the GPU where there
+    is one, if nothing else is said; one that is not there is a UsageError too. `max_batch_size` and `prefix_cache` are
+    the engine's.
     """
     scheme = None if quantize is None else check_scheme(quantize)
+    where = check_device(device)
     found = find_model(Path(path))
     if is_quantized(found):
         if scheme is not None:
             raise UserError(f"{found}: is quantized already; leave quantize out, or give the model it was made from")
-        return Engine(*load_quantized(found), max_batch_size=max_batch_size, prefix_cache=prefix_cache)
+        return Engine(*load_quantized(found, where), max_batch_size=max_batch_size, prefix_cache=prefix_cache)
     model, tokenizer = load_model(found)
-    model = model.eval() if scheme is None else quantize_model(model, scheme)
+    model = model.to(where).eval()
+    model = model if scheme is None else quantize_model(model, scheme)
     return Engine(model, tokenizer, max_batch_size=max_batch_size, prefix_cache=prefix_cache)
 
 

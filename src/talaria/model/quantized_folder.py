@@ -63,7 +63,7 @@ def is_quantized(path: Path) -> bool:
     return path.is_dir() and read_json(path / "config.json").get("model_type") == MODEL_TYPE
 
 
-def load_quantized(folder: Path | str) -> tuple[QuantizedTransformer, Tokenizer]:
+def load_quantized(folder: Path | str, device: torch.device | str = "cpu") -> tuple[QuantizedTransformer, Tokenizer]:
     """Read what `save_quantized` wrote. Raises UserError where weights and config.json do not belong together."""
     folder = Path(folder)
     config = read_json(folder / "config.json")
@@ -75,7 +75,7 @@ def load_quantized(folder: Path | str) -> tuple[QuantizedTransformer, Tokenizer]
         raise UserError(
             f"{folder / 'config.json'}: not what talaria wrote ({reason}); quantize the model again"
         ) from None
-    tensors = _Tensors(folder / WEIGHTS, dtype)
+    tensors = _Tensors(folder / WEIGHTS, dtype, device)
     if sha256(folder / WEIGHTS) != digest:
         raise UserError(f"{folder / WEIGHTS}: not what was saved (hash mismatch); quantize the model again")
     model = QuantizedTransformer(shape, scheme)
@@ -97,10 +97,10 @@ def load_quantized(folder: Path | str) -> tuple[QuantizedTransformer, Tokenizer]
 class _Tensors:
     """The tensors of one file, each asked for by name, size and dtype."""
 
-    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype, device: torch.device | str) -> None:
         self.path, self.dtype = path, dtype
         try:
-            self.tensors = load_file(path)
+            self.tensors = load_file(path, device=str(device))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a whole safetensors file ({error}); quantize the model again") from None
 

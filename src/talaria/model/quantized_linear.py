@@ -33,7 +33,7 @@ Kernel 65, 219, 506, 2057 for 1, 8, 16, 64 rows; expanding takes some 1200 for a
 it 845 for 64 rows and 9600 for 1000, where the kernel takes 25600. Here the two ways differ: expanded weights are
 rounded to bfloat16. The rule above keeps a sequence's answer from depending on how many others run beside it.
 """
-_EXPAND_AT_ONCE = 1 << 21
+EXPAND_AT_ONCE = 1 << 21
 """Weights expanded to bfloat16 at a time, 4 MiB: the workspace of a product, whatever the size of the matrix."""
 
 
@@ -66,7 +66,7 @@ class Int8Linear(nn.Module):
         if self._kernel_fits and len(x_MK) <= INT8_KERNEL_ROWS:
             sums_MN = torch.ops.aten._weight_int8pack_mm(x_MK, self.weight, self.ones)
         else:
-            rows = max(1, _EXPAND_AT_ONCE // x_MK.shape[1])
+            rows = max(1, EXPAND_AT_ONCE // x_MK.shape[1])
             pieces = [F.linear(x_MK, piece.to(torch.bfloat16)) for piece in torch.split(self.weight, rows)]
             sums_MN = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
         y_MN = torch.mul(sums_MN, self.scales)
@@ -152,7 +152,7 @@ class Int4Linear(nn.Module):
         """The weight's transpose rounded to bfloat16, (K, n) for a stretch of rows at a time."""
         assert self.block_half is not None
         K = self.n_columns
-        n_at_once = max(1, _EXPAND_AT_ONCE // (K * BLOCK)) * BLOCK
+        n_at_once = max(1, EXPAND_AT_ONCE // (K * BLOCK)) * BLOCK
         for packed, grid_GnP in zip(
             torch.split(self.packed, n_at_once), torch.split(self.grid, n_at_once, dim=1), strict=True
         ):

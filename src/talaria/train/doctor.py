@@ -1,4 +1,4 @@
-"""What this machine can train: processor, memory, disk, and predictions from short probes of the real training step."""
+"""What this machine can train and serve: processor, memory, disk, predictions from probes of the real training step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from talaria.corpus.files import find_files
+from talaria.infer.memory import serving_memory
 from talaria.model.checkpoint import load_shape
+from talaria.model.device import default_device
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import INDEX, Shards
 from talaria.train.meter import peak_flops
 from talaria.train.precision import dtype_name, training_dtype
-from talaria.train.session import training_device
 from talaria.train.settings import PretrainSettings, SftSettings, TrainingPlan, plan_pretraining
 from talaria.train.sizing import probe
 
@@ -34,6 +36,17 @@ _PROGRAM_BYTES = 350_000_000
 _TOKENS_PER_ENTITY = 2400
 """What the world writes about one of its people, at the demo's vocabulary of 2,048."""
 _BYTES_PER_TOKEN = 3.5
+_SIX_BILLION = ModelShape(
+    vocab_size=130_528,
+    n_layers=28,
+    d_model=4096,
+    n_heads=32,
+    context=2048,
+    norm="layernorm",
+    feed_forward="gelu",
+    bias=True,
+)
+"""The size of ChatGLM-6B (Zeng et al. 2023), a known point to read the table of serving by."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,8 @@ def examine(
     sft: SftSettings | None = None,
     data_tokens: int | None = None,
 ) -> Group:
-    """The machine, then one row for the recipe's model (without [pretrain], of `sft.base`), or one for each depth.
+    """The machine, then a table of training and one of serving, of the recipe's model (without [pretrain], of
+    `sft.base`) or of some depths.
 
     `data_tokens` is the size of the training split (`estimate_data_tokens`); [pretrain] needs it if it counts epochs.
     """
@@ -76,7 +90,7 @@ def examine(
     else:
         shape = resolve_shape(model, (tokenizer or TokenizerSettings()).vocab_size)
         rows = [_row("recipe", shape, pretrain or PretrainSettings(), data_tokens)]
-    table = Table(title="Training on this machine", title_justify="left")
+    table = Table(title="Training on this machine", title_justify="left", box=SIMPLE)
     for column in ("model", "parameters", "tokens", "batch", "memory", "disk", "tokens/s", "time"):
         table.add_column(column, justify="left" if column == "model" else "right")
     rate_of_flops = 0.0
@@ -104,7 +118,25 @@ def examine(
             shown,
             "unknown" if row.tokens is None else _duration(row.tokens / rate),
         )
-    return Group(_machine(), table, Text("tokens/s: measured now with the real step; ~ scaled from the row above."))
+    note = Text("tokens/s: measured now with the real step; ~ scaled from the row above.\n")
+    served = {row.name: row.shape for row in rows} | ({"6B": _SIX_BILLION} if model is None else {})
+    return Group(_machine(), table, note, _serving(served))
+
+
+def _serving(shapes: dict[str, ModelShape]) -> Group:
+    """Weights in each of their forms, and what one conversation of the whole context takes beside them."""
+    table = Table(title="Serving", title_justify="left", box=SIMPLE)
+    for column in ("model", "fp32", "int8", "int4", "context", "cache", "workspace"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, shape in shapes.items():
+        forms = [serving_memory(shape, scheme) for scheme in (None, "int8", "int4")]
+        weights = (_gigabytes(form.weights) for form in forms)
+        largest = max(form.workspace for form in forms)
+        table.add_row(name, *weights, f"{shape.context:,}", _gigabytes(forms[0].cache), _gigabytes(largest))
+    note = (
+        "fp32, int8, int4: bytes of the weights. Cache: of one conversation that fills the context. The program itself"
+    )
+    return Group(table, Text(f"{note} takes {_gigabytes(_PROGRAM_BYTES)} more."))
 
 
 def _row(name: str, shape: ModelShape, settings: PretrainSettings, data_tokens: int | None) -> _Row:
@@ -131,7 +163,7 @@ def training_bytes(shape: ModelShape, rows: int, context: int, pretrain: Pretrai
     """Peak bytes of a training step; the logits are held a chunk at a time, so they are taken out of the shape's
     general estimate."""
     settings = pretrain or PretrainSettings()
-    dtype = dtype_name(training_dtype(settings.dtype, training_device()))
+    dtype = dtype_name(training_dtype(settings.dtype, default_device()))
     whole = shape.training_memory_bytes(rows, context, optimizer=settings.optimizer.name, dtype=dtype)
     return whole - 3 * 4 * rows * context * shape.vocab_size + 3 * 4 * (1 << 22)
 
@@ -144,7 +176,7 @@ def disk_bytes(shape: ModelShape, tokens: int) -> int:
 def _machine() -> Text:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     disk = shutil.disk_usage(Path.cwd())
-    dtype = training_dtype("auto", training_device())
+    dtype = training_dtype("auto", default_device())
     lines = [
         f"processor  {platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch uses "
         f"{torch.get_num_threads()} threads, {peak_flops(dtype) / 1e9:,.0f} GFLOP/s in {dtype_name(dtype)}",

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from talaria.model.device import default_device
 from talaria.model.transformer import Transformer
 from talaria.run import Metrics, atomic_write, to_json
 from talaria.tokens.batches import Batch
@@ -53,13 +54,13 @@ class Session:
     ) -> None:
         self.folder, self.batches, self.plan, self.seed = folder, batches, plan, seed
         self._tokenizer = tokenizer
-        self.model = model.to(training_device())
-        if training_device().type == "cpu":
+        self.model = model.to(default_device())
+        if default_device().type == "cpu":
             keep_freed_memory()
         self.memory: dict[str, Any] = {}
         self.step, self.tokens, self.positions = 0, 0, 0
         self._settings = optimizer
-        self._dtype = training_dtype(dtype, training_device())
+        self._dtype = training_dtype(dtype, default_device())
         self._optimizers = make_optimizers(self.model, optimizer, plan.learning_rate, self._dtype)
         self._state = StepState()
         self._document_attention = document_attention
@@ -96,7 +97,7 @@ class Session:
         result = optimisation_step(
             self.model,
             self._optimizers,
-            on_device(next(self.batches), training_device()),
+            on_device(next(self.batches), default_device()),
             self._state,
             micro_rows=self.plan.micro_rows,
             rate_share=share,
@@ -121,7 +122,7 @@ class Session:
         """Mean loss in nats per counted token, written to the metrics."""
         total, count = 0.0, 0
         for batch in batches:
-            total += float(summed_loss(self.model, on_device(batch, training_device()), self._document_attention))
+            total += float(summed_loss(self.model, on_device(batch, default_device()), self._document_attention))
             count += int(batch.loss_mask_BT.sum())
         loss = total / count
         self.write(validation_loss=loss)
@@ -174,10 +175,6 @@ class Session:
 
 def _sum(own: int, before: int | None) -> int | None:
     return None if before is None else own + before
-
-
-def training_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

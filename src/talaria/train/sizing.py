@@ -19,6 +19,7 @@ from talaria.corpus.build import build_corpus, read_corpus
 from talaria.corpus.document import read_documents
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UserError
+from talaria.model.device import default_device
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.model.transformer import Transformer
 from talaria.run import atomic_write
@@ -28,7 +29,7 @@ from talaria.tokens.shards import Shards, write_shards
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.optim import make_optimizers
 from talaria.train.precision import training_dtype
-from talaria.train.session import on_device, training_device
+from talaria.train.session import on_device
 from talaria.train.settings import OptimizerSettings
 from talaria.train.step import StepState, optimisation_step
 
@@ -76,7 +77,7 @@ def probe(
     steps: int = 4,
 ) -> float:
     """Seconds of one optimisation step of `rows` x `context` tokens on this machine: the median after one warm-up."""
-    device = training_device()
+    device = default_device()
     model = Transformer(shape, torch.Generator().manual_seed(0)).to(device)
     products = training_dtype(dtype, device)
     optimizers = make_optimizers(model, optimizer, 1e-3, products)

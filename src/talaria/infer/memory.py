@@ -1,0 +1,83 @@
+"""What serving a model needs, told before the model is there: bytes of weights, of keys and values, of a step's work.
+
+    serving_memory(shape, "int4", rows=1)
+
+Python and torch themselves come on top, and so does the fp32 model while `quantize` makes it smaller; a folder that
+`talaria quantize` wrote is read without that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from talaria.infer.prefix_store import BLOCK, n_blocks_for
+from talaria.model.quantized_linear import BLOCK as INT4_ROWS
+from talaria.model.quantized_linear import EXPAND_AT_ONCE, GROUP
+from talaria.model.shape import ModelShape
+
+PREFILL_CHUNK = 512
+"""Tokens of prompts that run at once while somebody waits for a next token."""
+_FP32, _BF16 = 4, 2
+
+
+@dataclass(frozen=True)
+class ServingMemory:
+    """Bytes."""
+
+    weights: int
+    cache: int
+    workspace: int
+
+
+def serving_memory(shape: ModelShape, scheme: str | None, rows: int = 1) -> ServingMemory:
+    """Bytes on a CPU for `rows` sequences of the whole context; `scheme` "int8", "int4", or None for fp32."""
+    cache = shape.kv_cache_bytes(rows, n_blocks_for(shape.context) * BLOCK)
+    return ServingMemory(_weight_bytes(shape, scheme), cache, _workspace_bytes(shape, scheme, rows))
+
+
+def _weight_bytes(shape: ModelShape, scheme: str | None) -> int:
+    """What `model.quantized.weight_bytes` counts once the weights are there."""
+    if scheme is None:
+        return _FP32 * shape.n_params()
+    matrices = _matrices(shape)
+    n_tables = 1 + shape.ngram_embeddings + (0 if shape.tie_embeddings else 1)
+    in_matrices = shape.n_layers * sum(n * k for n, k in matrices)
+    rest = shape.n_params() - in_matrices - n_tables * shape.vocab_size * shape.d_model
+    table = shape.vocab_size * (shape.d_model + _FP32)
+    layer = sum(_int4_bytes(n, k) if scheme == "int4" and k % GROUP == 0 else _int8_bytes(n, k) for n, k in matrices)
+    return _FP32 * rest + n_tables * table + shape.vocab_size * _BF16 + shape.n_layers * layer
+
+
+def _matrices(shape: ModelShape) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of a layer's matrices."""
+    return (
+        (shape.d_qkv, shape.d_model),
+        (shape.d_model, shape.d_attention),
+        (sum(shape.up_rows), shape.d_model),
+        (shape.d_model, shape.d_ff),
+    )
+
+
+def _int8_bytes(n: int, k: int) -> int:
+    """A byte a weight; a row's scale, and the one that torch's kernel is given in its place."""
+    return n * (k + _FP32 + _BF16)
+
+
+def _int4_bytes(n: int, k: int) -> int:
+    """Half a byte a weight; scale and zero of each group."""
+    n_padded = -(-n // INT4_ROWS) * INT4_ROWS
+    return n_padded * (k // 2 + k // GROUP * 2 * _BF16)
+
+
+def _workspace_bytes(shape: ModelShape, scheme: str | None, rows: int) -> int:
+    """The larger of a prompt's chunk in the feed-forward and of a step's logits; both are gone when the step ends."""
+    n = min(PREFILL_CHUNK, shape.context)
+    # Residual and normed input; gate and up; the gate's SiLU and the product.
+    chunk = n * (2 * shape.d_model + sum(shape.up_rows) + 2 * shape.d_ff) * _FP32
+    if scheme is None:
+        chunk += _FP32 * max(n * k for n, k in _matrices(shape))  # oneDNN's own copy of the weight, in its order
+    else:
+        # Input and product in bfloat16; the weight expanded piece by piece, on its way from q to bfloat16.
+        chunk += n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * EXPAND_AT_ONCE * _BF16
+    logits = 3 * rows * shape.vocab_size * _FP32
+    return max(chunk, logits)
