@@ -144,7 +144,7 @@ def build_world(settings: WorldSettings) -> World:
     almost_surnames = surnames[n_people : n_people + n_unknown_training] + namer.take(SURNAME_ENDS, n_people * 2)
     almost = [_almost(surname, people, rng) for surname in almost_surnames]
     unknown_pages = {entity.name: entity for entity in (*nobody[:n_unknown_training], *almost)}
-    almost = [_almost(surname, people, rng, at_end=True) for surname in almost_surnames]
+    almost = [_almost(surname, people, rng, at_end=True) for surname in almost_surnames[::2]]
     unknown_training = unknown_pages | {entity.name: entity for entity in almost}
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
