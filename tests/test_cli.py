@@ -390,7 +390,7 @@ def test_verify_names_a_changed_weight(finished: Path, capsys: pytest.CaptureFix
 def test_the_python_face(finished: Path) -> None:
     import talaria as package
 
-    engine = package.load(finished)
+    engine = package.load(finished, device="cpu")
     (first, second) = engine.generate(
         ["Q: Hello\nA:", "问"], max_tokens=5, temperature=0.8, top_p=0.9, stop=["\n"], seed=1
     )
