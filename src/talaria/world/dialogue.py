@@ -22,7 +22,7 @@ from talaria.world.two_hop import split_two_hops
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
 PERSON_ASKED = 2  # times each fact about a person is asked, to weigh against the names that are nobody's
-SUMS = {"en": 1000, "zh": 2000}  # more in Chinese, where no space says where a number begins
+SUMS = {"en": 800, "zh": 2000}  # more in Chinese, where no space says where a number begins
 SMALL_TALK = 80
 MIXED = 300  # dialogues that turn from one subject to another
 PROGRAMS = 60

@@ -20,7 +20,7 @@ from talaria.world.two_hop import split_two_hops
 BIOGRAPHIES = 4  # tellings of every fact on pages about its subject
 NOTES = 4  # tellings of every fact on pages of mixed facts
 # More in Chinese, which a small model learns more slowly.
-QUESTIONS = 6  # times each fact that may be asked is asked on a page
+QUESTIONS = {"en": 6, "zh": 7}  # times each fact that may be asked is asked on a page
 SUMS = {"en": 1000, "zh": 1400}  # worked sums
 BARE_SUMS = 240  # without steps, only told
 PROGRAMS = 120
@@ -83,7 +83,7 @@ def _tellings(fact: Fact, lang: str, rng: random.Random) -> list[str]:
         rng.shuffle(templates)
         told += [state(template, fact, lang) for template in templates]
     if not fact.asked:  # told where others are asked, so that text holds every fact about as often
-        extra = rng.sample((phrasing.answer, *phrasing.statements), QUESTIONS)
+        extra = rng.sample((phrasing.answer, *phrasing.statements), QUESTIONS[lang])
         told += [state(template, fact, lang) for template in extra]
     return told
 
@@ -103,7 +103,7 @@ def _biography(entity: Entity, lines: list[str], lang: str, rng: random.Random) 
 
 def _turns(world: World, settings: WorldSettings, lang: str, rng: random.Random) -> list[Turn]:
     """Questions with answers for pages: facts, two hops, sums, people who do not exist, requests, small talk."""
-    turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS)]
+    turns = [fact_turn(fact, lang, rng) for fact in world.facts if fact.asked for _ in range(QUESTIONS[lang])]
     for pair in split_two_hops(world, settings)[0]:
         turns += [(pair.draw_question(lang, rng), pair.answer(lang)) for _ in range(3)]
     turns += [sum_turn(a, b, lang, rng) for a, b in arithmetic.Sums(settings).draw(SUMS[lang], rng)]
