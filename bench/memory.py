@@ -2,9 +2,9 @@
 
     python bench/memory.py MODEL --folder runs/memory
 
-MODEL is what `talaria.load` takes. Quantised folders are kept in --folder. Each form runs in a process of its own: its
-resident memory is read before the model, after it, and at its peak over a prompt that nearly fills the context,
-of which 2,048 positions are used at most.
+MODEL is what `talaria.load` takes; its forms are kept in --folder. Each runs in a process of its own, whose resident
+memory is read when another, tiny model has run with the same tokenizer, when the model is there, and at its peak over a
+prompt that nearly fills the context, of which 2,048 positions are used at most.
 """
 
 from __future__ import annotations
@@ -32,23 +32,26 @@ def main() -> None:
     print("| weights | predicted: weights, cache, workspace | measured: weights, cache and workspace at the peak |")
     print("|---|---|---|")
     for scheme in (None, "int8", "int4"):
-        model = options.model if scheme is None else options.folder / scheme
+        model = options.folder / (scheme or "fp32")
         if not model.exists():
-            write_quantized(options.model, scheme, model)
+            write(options.model, scheme, model)
         command = [sys.executable, __file__, str(model), "--scheme", str(scheme)]
         measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         predicted = predict(options.model, scheme)
         print(f"| {scheme or 'fp32'} | {_megabytes(predicted)} | {_megabytes(measured)} |", flush=True)
 
 
-def write_quantized(path: Path, scheme: str, folder: Path) -> None:
+def write(path: Path, scheme: str | None, folder: Path) -> None:
     from talaria.infer.load import find_model
-    from talaria.model.checkpoint import load_model
+    from talaria.model.checkpoint import load_model, save_model
     from talaria.model.quantized import check_scheme, quantize
     from talaria.model.quantized_folder import save_quantized
 
     model, tokenizer = load_model(find_model(path))
-    save_quantized(quantize(model, check_scheme(scheme)), tokenizer, folder)
+    if scheme is None:
+        save_model(model, tokenizer, folder)
+    else:
+        save_quantized(quantize(model, check_scheme(scheme)), tokenizer, folder)
 
 
 def predict(path: Path, scheme: str | None) -> list[int]:
@@ -65,12 +68,17 @@ def measure(path: Path) -> list[int]:
     """Bytes of weights, and of all else at the peak."""
     import torch
 
-    from talaria.model.linear import Linear
+    from talaria.infer.engine import Engine
+    from talaria.model.shape import ModelShape
+    from talaria.model.transformer import Transformer
+    from talaria.tokens.tokenizer import Tokenizer
 
-    Linear(1024, 1024)(torch.zeros(512, 1024)).sum().backward()  # the libraries' own memory, once
+    tokenizer = Tokenizer.load(path)
+    shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=32, n_heads=1, context=64)
+    Engine(Transformer(shape).eval(), tokenizer).generate(["a"], max_tokens=1)
     before = _status("VmRSS")
     engine = talaria.load(path)
-    list(engine.generate(["a"], max_tokens=1))
+    engine.generate(["a"], max_tokens=1)
     loaded = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     ids = torch.randint(

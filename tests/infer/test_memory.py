@@ -44,5 +44,4 @@ def test_weights_take_the_bytes_predicted(name: str, scheme: str | None) -> None
 def test_cache_is_that_of_rows_of_the_whole_context(name: str) -> None:
     engine = Engine(random_model(SHAPES[name]), ByteTokenizer(), max_batch_size=3)
     cache: KVCache = engine._scheduler.cache
-    # The engine takes twice what full rows need, so that prefixes of earlier requests have a place.
-    assert 2 * serving_memory(SHAPES[name], None, rows=3).cache == sum(stored.nbytes for stored in cache._stored)
+    assert serving_memory(SHAPES[name], None, rows=3).cache == sum(stored.nbytes for stored in cache._stored)

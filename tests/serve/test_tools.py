@@ -136,7 +136,12 @@ CALL = {
     "marked": '<|call|>\n{"name": "NAME", "arguments": ARGUMENTS}\n<|done|>',
     "written": '[call]\n{"name": "NAME", "arguments": ARGUMENTS}\n[done]',
     "bare": '{"name": "NAME", "parameters": ARGUMENTS}',
+    "chatml": '<tool_call>\n{"name": "NAME", "arguments": ARGUMENTS}\n</tool_call>',
 }
+
+
+def end_of(template: str) -> str:
+    return "<|im_end|>" if template == "chatml" else "<|end|>"
 
 
 def spoken(template: str, *calls: tuple[str, str]) -> str:
@@ -147,7 +152,7 @@ def spoken(template: str, *calls: tuple[str, str]) -> str:
 def test_a_free_answer_may_call(served, template: str) -> None:
     given = '{"a": 1, "word": "你好 😀 }{"}'
     engine = tool_engine(template)
-    server = served({"tiny": Scripted(engine, spoken(template, ("add", given), ("now", "{}")) + "<|end|>")})
+    server = served({"tiny": Scripted(engine, spoken(template, ("add", given), ("now", "{}")) + end_of(template))})
     expected = [("add", json.loads(given)), ("now", {})]
     choice = choice_of(server.post(CHAT, tools=TOOLS))
     assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
@@ -160,9 +165,9 @@ def test_a_free_answer_may_call(served, template: str) -> None:
     assert functions(one["message"]["tool_calls"]) == expected[:1]
 
 
-@pytest.mark.parametrize("template", ["marked", "written"])
+@pytest.mark.parametrize("template", ["marked", "written", "chatml"])
 def test_text_before_a_call_is_streamed_as_it_comes(served, template: str) -> None:
-    answer = "Let me 你好 add [ca <|" + spoken(template, ("add", '{"a": 1}')) + "<|end|>"
+    answer = "Let me 你好 add [ca <|" + spoken(template, ("add", '{"a": 1}')) + end_of(template)
     server = served({"tiny": Scripted(tool_engine(template), answer)})
     choice = choice_of(server.post(CHAT, tools=TOOLS))
     assert choice["message"]["content"] == "Let me 你好 add [ca <|"

@@ -23,10 +23,11 @@ def called(arguments: Any, name: str = "add", content: str = "") -> dict[str, An
 
 
 def test_the_format_is_read_from_the_template() -> None:
-    marked, written, bare = (tool_format(tool_tokenizer(template)) for template in TEMPLATES.values())
+    marked, written, bare, chatml = (tool_format(tool_tokenizer(template)) for template in TEMPLATES.values())
     assert (marked.begin, marked.end) == ("<|call|>\n", "\n<|done|>")
     assert (written.begin, written.end) == ("[call]\n", "\n[done]")
     assert (bare.begin, bare.end, bare.begin_ids) == ("", "", ())
+    assert (chatml.begin, chatml.end) == ("<tool_call>\n", "\n</tool_call>")
     assert [format.arguments_key for format in (marked, written, bare)] == ["arguments", "arguments", "parameters"]
     tokenizer = tool_tokenizer()
     assert marked.begin_ids == (tokenizer.special_ids["<|call|>"], *tokenizer.encode("\n"))
@@ -116,7 +117,13 @@ def test_what_the_template_writes_is_read_back(template: str) -> None:
     # A function that nobody offered is no call, and neither is what breaks off.
     assert format.read(text, {"now"}) == ([], text)
     assert format.read(text, {"add"}) == ([ToolCall("add", json.dumps(one, ensure_ascii=False))], written("now", two))
-    for broken in (written("add", one)[:-12], format.begin + '{"name": ["add"]}', format.begin + "[" * 5000, "", "{}"):
+    for broken in (
+        written("add", one)[: -len(format.end) - 3],
+        format.begin + '{"name": ["add"]}',
+        format.begin + "[" * 5000,
+        "",
+        "{}",
+    ):
         assert format.read(broken, {"add"}) == ([], broken)
 
 

@@ -36,7 +36,7 @@ from talaria.infer.decoding import run
 from talaria.infer.grammar import Grammars
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.likelihood import score_pairs
-from talaria.infer.memory import PREFILL_CHUNK
+from talaria.infer.memory import CACHE_SHARE, PREFILL_CHUNK
 from talaria.infer.prefix_store import BLOCK, PrefixStore, n_blocks_for
 from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
 from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
@@ -70,9 +70,8 @@ class Engine:
         self.max_batch_size = max_batch_size
         shape, weight = model.shape, next(model.parameters())
         self._device = weight.device
-        # More than twice what full rows need would never be used.
         n_blocks = cache_bytes // KVCache.bytes_per_block(shape, weight.dtype)
-        n_blocks = min(n_blocks, 2 * max_batch_size * n_blocks_for(shape.context))
+        n_blocks = min(n_blocks, CACHE_SHARE * max_batch_size * n_blocks_for(shape.context))
         cache = KVCache(shape, n_blocks, max_batch_size, weight.dtype, weight.device)
         # What a token shift or an n-gram table looks back at is not in the blocks.
         looks_back = shape.token_shift or shape.ngram_embeddings > 0

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from talaria.infer.contract import LogLikelihood, TopLogProbs
+from talaria.infer.memory import POSITIONS_AT_ONCE
 from talaria.infer.sampling import token_log_probs, top_log_probs
 from talaria.model.transformer import Transformer
 
-# Positions run through the trunk at once, and logits held at once.
-_POSITIONS_AT_ONCE = 8192
+# Logits held at once.
 _LOGITS_AT_ONCE = 1 << 25
 
 PromptLogProbs = tuple[list[float], list[TopLogProbs]]
@@ -46,7 +46,7 @@ def score_pairs(
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     while order:
         longest = len(pairs[order[0]][0]) + len(pairs[order[0]][1])
-        n_rows = max(1, min(max_batch_size, _POSITIONS_AT_ONCE // longest))
+        n_rows = max(1, min(max_batch_size, POSITIONS_AT_ONCE // longest))
         batch, order = order[:n_rows], order[n_rows:]
         scores.update(zip(batch, _score(model, [pairs[i] for i in batch]), strict=True))
     return [scores[i] for i in range(len(pairs))]

@@ -2,7 +2,7 @@
 
     serving_memory(shape, "int4", rows=1)
 
-Python and torch themselves come on top, and so does the fp32 model while `quantize` makes it smaller; a folder that
+Python, torch and the tokenizer come on top, and so does the fp32 model while `quantize` makes it smaller; a folder that
 `talaria quantize` wrote is read without that.
 """
 
@@ -11,18 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from talaria.infer.prefix_store import BLOCK, n_blocks_for
+from talaria.model.int8_products import ROW_BYTES, int8_products_are_exact
 from talaria.model.quantized_linear import BLOCK as INT4_ROWS
 from talaria.model.quantized_linear import EXPAND_AT_ONCE, GROUP
 from talaria.model.shape import ModelShape
 
 PREFILL_CHUNK = 512
 """Tokens of prompts that run at once while somebody waits for a next token."""
+CACHE_SHARE = 2
+"""Memory of keys and values over what full rows need: room for the beginnings of earlier requests."""
+POSITIONS_AT_ONCE = 8192
+"""Positions of prompts, padding included, that run at once while nobody waits."""
 _FP32, _BF16 = 4, 2
 
 
 @dataclass(frozen=True)
 class ServingMemory:
-    """Bytes."""
+    """Bytes. `cache` holds the rows' keys and values, and as much again that is kept of earlier requests."""
 
     weights: int
     cache: int
@@ -31,7 +36,7 @@ class ServingMemory:
 
 def serving_memory(shape: ModelShape, scheme: str | None, rows: int = 1) -> ServingMemory:
     """Bytes on a CPU for `rows` sequences of the whole context; `scheme` "int8", "int4", or None for fp32."""
-    cache = shape.kv_cache_bytes(rows, n_blocks_for(shape.context) * BLOCK)
+    cache = shape.kv_cache_bytes(CACHE_SHARE * rows, n_blocks_for(shape.context) * BLOCK)
     return ServingMemory(_weight_bytes(shape, scheme), cache, _workspace_bytes(shape, scheme, rows))
 
 
@@ -43,9 +48,13 @@ def _weight_bytes(shape: ModelShape, scheme: str | None) -> int:
     n_tables = 1 + shape.ngram_embeddings + (0 if shape.tie_embeddings else 1)
     in_matrices = shape.n_layers * sum(n * k for n, k in matrices)
     rest = shape.n_params() - in_matrices - n_tables * shape.vocab_size * shape.d_model
+    # The output's packed weight cannot be read row by row: what shares it with the input keeps it as a table as well.
+    output = _int8_bytes(shape.vocab_size, shape.d_model)
     table = shape.vocab_size * (shape.d_model + _FP32)
+    shared = (shape.vocab_size * shape.d_model if int8_products_are_exact() else 0) + _FP32 * shape.d_model
+    tables = output + shape.ngram_embeddings * table + (shared if shape.tie_embeddings else table)
     layer = sum(_int4_bytes(n, k) if scheme == "int4" and k % GROUP == 0 else _int8_bytes(n, k) for n, k in matrices)
-    return _FP32 * rest + n_tables * table + shape.vocab_size * _BF16 + shape.n_layers * layer
+    return _FP32 * rest + tables + shape.n_layers * layer
 
 
 def _matrices(shape: ModelShape) -> tuple[tuple[int, int], ...]:
@@ -59,8 +68,8 @@ def _matrices(shape: ModelShape) -> tuple[tuple[int, int], ...]:
 
 
 def _int8_bytes(n: int, k: int) -> int:
-    """A byte a weight; a row's scale, and the one that torch's kernel is given in its place."""
-    return n * (k + _FP32 + _BF16)
+    """A byte a weight, and for a row its scale and what a packed weight keeps beside it."""
+    return n * (k + _FP32 + (ROW_BYTES if int8_products_are_exact() else 0))
 
 
 def _int4_bytes(n: int, k: int) -> int:
@@ -70,14 +79,16 @@ def _int4_bytes(n: int, k: int) -> int:
 
 
 def _workspace_bytes(shape: ModelShape, scheme: str | None, rows: int) -> int:
-    """The larger of a prompt's chunk in the feed-forward and of a step's logits; both are gone when the step ends."""
-    n = min(PREFILL_CHUNK, shape.context)
+    """The larger of the prompts in the feed-forward and of a step's logits; both are gone when the step ends."""
+    n = min(POSITIONS_AT_ONCE, rows * shape.context)
     # Residual and normed input; gate and up; the gate's SiLU and the product.
     chunk = n * (2 * shape.d_model + sum(shape.up_rows) + 2 * shape.d_ff) * _FP32
     if scheme is None:
         chunk += _FP32 * max(n * k for n, k in _matrices(shape))  # oneDNN's own copy of the weight, in its order
     else:
-        # Input and product in bfloat16; the weight expanded piece by piece, on its way from q to bfloat16.
-        chunk += n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * EXPAND_AT_ONCE * _BF16
+        # INT8: the input from 0 to 1. INT4: input and product in bfloat16, and the weight expanded piece by piece.
+        expanded = n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * EXPAND_AT_ONCE * _BF16
+        packed = scheme == "int8" and int8_products_are_exact()
+        chunk += n * max(shape.d_model, shape.d_ff) * _FP32 if packed else expanded
     logits = 3 * rows * shape.vocab_size * _FP32
     return max(chunk, logits)

@@ -14,12 +14,10 @@ from talaria.errors import UserError
 from talaria.infer.contract import Chunk, Sampling, TopLogProbs
 from talaria.infer.grammar import Grammar
 from talaria.infer.kv_cache import KVCache
+from talaria.infer.memory import POSITIONS_AT_ONCE
 from talaria.infer.prefix_store import BLOCK, PrefixStore, block_names, n_blocks_for
 from talaria.infer.sampling import Penalties
 from talaria.infer.text_stream import TextStream
-
-# Prompt positions read at once, padding included, while nobody is waiting for a next token.
-_POSITIONS_AT_ONCE = 8192
 
 
 @dataclass(eq=False)
@@ -89,7 +87,7 @@ class Scheduler:
         """Make room for the rows that run, then read as much of the waiting prompts as the step has room for."""
         self._grow()
         decode = [request for request in self.rows if request.is_read]
-        budget = max(1, self.prefill_chunk - len(decode)) if decode else _POSITIONS_AT_ONCE
+        budget = max(1, self.prefill_chunk - len(decode)) if decode else POSITIONS_AT_ONCE
         prefill = self.rows[len(decode) :]
         share = max(1, budget // max(1, len(prefill)))
         chunks = [min(len(request.ids) - request.length, share) for request in prefill]
