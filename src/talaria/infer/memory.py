@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from talaria.infer.prefix_store import BLOCK, n_blocks_for
-from talaria.model.int8_products import ROW_BYTES, int8_products_are_exact
 from talaria.model.quantized_linear import BLOCK as INT4_ROWS
 from talaria.model.quantized_linear import EXPAND_AT_ONCE, GROUP
 from talaria.model.shape import ModelShape
@@ -48,13 +47,9 @@ def _weight_bytes(shape: ModelShape, scheme: str | None) -> int:
     n_tables = 1 + shape.ngram_embeddings + (0 if shape.tie_embeddings else 1)
     in_matrices = shape.n_layers * sum(n * k for n, k in matrices)
     rest = shape.n_params() - in_matrices - n_tables * shape.vocab_size * shape.d_model
-    # The output's packed weight cannot be read row by row: what shares it with the input keeps it as a table as well.
-    output = _int8_bytes(shape.vocab_size, shape.d_model)
     table = shape.vocab_size * (shape.d_model + _FP32)
-    shared = (shape.vocab_size * shape.d_model if int8_products_are_exact() else 0) + _FP32 * shape.d_model
-    tables = output + shape.ngram_embeddings * table + (shared if shape.tie_embeddings else table)
     layer = sum(_int4_bytes(n, k) if scheme == "int4" and k % GROUP == 0 else _int8_bytes(n, k) for n, k in matrices)
-    return _FP32 * rest + tables + shape.n_layers * layer
+    return _FP32 * rest + n_tables * table + shape.vocab_size * _BF16 + shape.n_layers * layer
 
 
 def _matrices(shape: ModelShape) -> tuple[tuple[int, int], ...]:
@@ -68,8 +63,8 @@ def _matrices(shape: ModelShape) -> tuple[tuple[int, int], ...]:
 
 
 def _int8_bytes(n: int, k: int) -> int:
-    """A byte a weight, and for a row its scale and what a packed weight keeps beside it."""
-    return n * (k + _FP32 + (ROW_BYTES if int8_products_are_exact() else 0))
+    """A byte a weight; a row's scale, and the one that torch's kernel is given in its place."""
+    return n * (k + _FP32 + _BF16)
 
 
 def _int4_bytes(n: int, k: int) -> int:
@@ -86,9 +81,7 @@ def _workspace_bytes(shape: ModelShape, scheme: str | None, rows: int) -> int:
     if scheme is None:
         chunk += _FP32 * max(n * k for n, k in _matrices(shape))  # oneDNN's own copy of the weight, in its order
     else:
-        # INT8: the input from 0 to 1. INT4: input and product in bfloat16, and the weight expanded piece by piece.
-        expanded = n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * EXPAND_AT_ONCE * _BF16
-        packed = scheme == "int8" and int8_products_are_exact()
-        chunk += n * max(shape.d_model, shape.d_ff) * _FP32 if packed else expanded
+        # Input and product in bfloat16; the weight expanded piece by piece, on its way from q to bfloat16.
+        chunk += n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * EXPAND_AT_ONCE * _BF16
     logits = 3 * rows * shape.vocab_size * _FP32
     return max(chunk, logits)

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from talaria.errors import UsageError
 from talaria.model.linear import Linear
-from talaria.model.probe import Columns, seen_inputs
-from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Embedding, Int8Linear, to_int8
+from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Embedding, Int8Linear
 from talaria.model.shape import ModelShape
-from talaria.model.smoothing import smooth_blocks, smooth_output
 from talaria.model.transformer import Transformer
 
 Scheme = Literal["int8", "int4"]
@@ -28,6 +26,7 @@ _SPANS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 _PLACES = (0.0, 0.5, 1.0)
 _FITS = 2
 _WEIGHTS_AT_ONCE = 1 << 18
+_PROBE_ROWS, _PROBE_POSITIONS = 8, 256
 _SMALLEST_SCALE = 1e-30
 
 
@@ -66,15 +65,12 @@ def quantize(model: Transformer, scheme: Scheme) -> QuantizedTransformer:
     32 becomes int8 instead: `int8_instead` names them.
     """
     dtype = next(model.parameters()).dtype
-    inputs = seen_inputs(model)
-    if scheme == "int8":
-        smooth_blocks(model, inputs)
+    powers = _input_powers(model) if scheme == "int4" else {}
     quantized = QuantizedTransformer(model.shape, scheme)
-    factors_D = smooth_output(model, inputs)
-    table_VD, scales_V = to_int8(model.head_weight() * factors_D)
-    quantized.output = Int8Linear(table_VD, scales_V)
+    table = Int8Linear.of(model.head_weight())
+    quantized.output = table
     if model.shape.tie_embeddings:
-        embed = Int8Embedding(table_VD, scales_V, dtype, factors_D)
+        embed = Int8Embedding(table.weight, table.scales, dtype)
     else:
         embed = _int8_embedding(model.embed)
         del model.unembed, quantized.unembed
@@ -88,8 +84,7 @@ def quantize(model: Transformer, scheme: Scheme) -> QuantizedTransformer:
     quantized.blocks, quantized.final_norm = model.blocks, model.final_norm
     for name, linear in list(quantized.blocks.named_modules()):
         if isinstance(linear, Linear):
-            importance_K = _importance(inputs[name]) if scheme == "int4" else None
-            quantized.blocks.set_submodule(name, _linear(linear, importance_K))
+            quantized.blocks.set_submodule(name, _linear(linear, powers.get(name)))
     return quantized.requires_grad_(False).eval()
 
 
@@ -100,11 +95,9 @@ def int8_instead(model: QuantizedTransformer) -> list[str]:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters, buffers and packed weights, scales and zeros included; what is shared counts once."""
+    """Bytes of all parameters and buffers, scales and zeros included; what is shared counts once."""
     tensors = [*model.parameters(), *model.buffers()]
-    packed = [module.packed for module in model.modules() if isinstance(module, Int8Linear)]
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(stored.values()) + sum(weight.nbytes for weight in packed if weight is not None)
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 def _linear(linear: Linear, importance_K: Tensor | None) -> Int8Linear | Int4Linear:
@@ -116,7 +109,8 @@ def _linear(linear: Linear, importance_K: Tensor | None) -> Int8Linear | Int4Lin
 
 def _int8_embedding(embedding: nn.Module) -> Int8Embedding:
     assert isinstance(embedding, nn.Embedding)
-    return Int8Embedding(*to_int8(embedding.weight), embedding.weight.dtype)
+    table = Int8Linear.of(embedding.weight)
+    return Int8Embedding(table.weight, table.scales, embedding.weight.dtype)
 
 
 def to_int4(weight_NK: Tensor, importance_K: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,6 +178,28 @@ def _nearest(w_RGg: Tensor, scale_RG1: Tensor, zero_RG1: Tensor) -> Tensor:
     return ((w_RGg - zero_RG1) / scale_RG1).add_(8).round_().clamp_(0, 15)
 
 
-def _importance(x: Columns) -> Tensor:
-    """Mean square of each column; one that random tokens happen not to use must not become free of charge."""
-    return x.power + 0.01 * x.power.mean() + _SMALLEST_SCALE
+def _input_powers(model: Transformer) -> dict[str, Tensor]:
+    """Mean square of each input column of the blocks' matrices, fp32 (K), by name.
+
+    Read off a pass over random tokens: no text is needed, the same model gives the same weights anywhere, and a few
+    columns that carry large activations are what matters, and they do so for any input.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = (_PROBE_ROWS, min(model.shape.context, _PROBE_POSITIONS))
+    tokens_BT = torch.randint(model.shape.vocab_size, size, generator=generator)
+    powers: dict[str, Tensor] = {}
+    hooks = []
+    for name, module in model.blocks.named_modules():
+        if isinstance(module, Linear):
+
+            def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                powers[name] = inputs[0].float().square().flatten(0, -2).mean(dim=0)
+
+            hooks.append(module.register_forward_pre_hook(note))
+    try:
+        model.hidden(tokens_BT.to(next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # A column that random tokens happen not to use must not become free of charge.
+    return {name: power_K + 0.01 * power_K.mean() + _SMALLEST_SCALE for name, power_K in powers.items()}

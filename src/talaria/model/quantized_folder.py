@@ -5,8 +5,7 @@
 
 config.json has model_type "talaria-quantized", the shape, the scheme and the SHA-256 of model.safetensors. A matrix of
 INT4 is stored as `.q` (uint8, two columns a byte, the even one in the low half) and `.grid` (scales and zeros), one of
-INT8 as `.weight` and `.scales`: no CPU's own order of bytes, so a folder opens on another machine. A table that serves
-input and output is stored as the output's, with `embed.factors`.
+INT8 as `.weight` and `.scales`: no CPU's own order of bytes, so a folder opens on another machine.
 """
 
 from __future__ import annotations
@@ -45,11 +44,7 @@ def save_quantized(model: QuantizedTransformer, tokenizer: Tokenizer, folder: Pa
             q_NK = module.quantised()
             tensors |= {f"{name}.q": q_NK[:, ::2] | q_NK[:, 1::2] << 4}
             tensors |= {f"{name}.grid": module.grid[:, : module.n_rows]}
-        elif isinstance(module, Int8Linear):
-            tensors |= {f"{name}.weight": module.quantised(), f"{name}.scales": module.scales}
-        elif isinstance(module, Int8Embedding) and module.factors is not None:
-            tensors[f"{name}.factors"] = module.factors
-        elif isinstance(module, Int8Embedding):
+        elif isinstance(module, Int8Linear) or (isinstance(module, Int8Embedding) and not _is_tied(name, model.shape)):
             tensors |= {f"{name}.weight": module.weight, f"{name}.scales": module.scales}
         if isinstance(module, Int4Linear | Int8Linear) and module.bias is not None:
             tensors[f"{name}.bias"] = module.bias
@@ -85,13 +80,11 @@ def load_quantized(folder: Path | str, device: torch.device | str = "cpu") -> tu
         raise UserError(f"{folder / WEIGHTS}: not what was saved (hash mismatch); quantize the model again")
     model = QuantizedTransformer(shape, scheme)
     V, D = shape.vocab_size, shape.d_model
-    model.output = Int8Linear(*tensors.int8("output", V, D))
+    model.output = tensors.int8("output", V, D)
     tables = ["embed", *(f"ngram_embeds.{i}" for i in range(shape.ngram_embeddings))]
     for name in tables:
-        is_tied = name == "embed" and shape.tie_embeddings
-        table = tensors.int8("output" if is_tied else name, V, D)
-        factors_D = tensors.take(f"{name}.factors", (D,), dtype) if is_tied else None
-        model.set_submodule(name, Int8Embedding(*table, dtype, factors_D))
+        table = model.output if _is_tied(name, shape) else tensors.int8(name, V, D)
+        model.set_submodule(name, Int8Embedding(table.weight, table.scales, dtype))
     if not shape.tie_embeddings:
         del model.unembed
     for name, linear in [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]:
@@ -121,15 +114,20 @@ class _Tensors:
             )
         return tensor
 
-    def int8(self, name: str, N: int, K: int) -> tuple[Tensor, Tensor]:
+    def int8(self, name: str, N: int, K: int, bias_N: Tensor | None = None) -> Int8Linear:
         weight_NK = self.take(f"{name}.weight", (N, K), torch.int8)
-        return weight_NK, self.take(f"{name}.scales", (N,), torch.float32)
+        return Int8Linear(weight_NK, self.take(f"{name}.scales", (N,), torch.float32), bias_N)
 
     def linear(self, name: str, like: Linear) -> Int8Linear | Int4Linear:
         N, K = like.out_features, like.in_features
         bias_N = self.take(f"{name}.bias", (N,), self.dtype) if like.bias is not None else None
         if f"{name}.q" not in self.tensors:
-            return Int8Linear(*self.int8(name, N, K), bias_N)
+            return self.int8(name, N, K, bias_N)
         packed = self.take(f"{name}.q", (N, K // 2), torch.uint8)
         q_NK = torch.stack([packed & 15, packed >> 4], dim=-1).view(N, K)
         return Int4Linear(q_NK, self.take(f"{name}.grid", (K // GROUP, N, 2), torch.bfloat16), bias_N)
+
+
+def _is_tied(name: str, shape: ModelShape) -> bool:
+    """Whether this table is the head's own, and so not stored twice."""
+    return name == "embed" and shape.tie_embeddings

@@ -1,8 +1,8 @@
 """Linear layers and tables whose weights are 8 or 4 bits wide: (..., K) in, (..., N) out, computed by torch's kernels.
 
-Activations go through the products as bfloat16, or as integers of 8 bits where `int8_products` has a kernel; inputs and
-outputs keep the model's dtype, and so do norms, residual stream and attention. A module stays on the device it was made
-on; on any but a CPU the weights are expanded to bfloat16 for each product, which saves memory but no time.
+Activations go through the products as bfloat16, because torch's kernels are fast with nothing else; inputs and outputs
+keep the model's dtype, and so do norms, residual stream and attention. A module stays on the device it was made on; on
+any but a CPU the weights are expanded to bfloat16 for each product, which saves memory but no time.
 
 Legend: M rows of activations, K columns, N rows of a weight, G groups of columns.
 """
@@ -15,8 +15,6 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from talaria.model.int8_products import PackedInt8, int8_products_are_exact
 
 GROUP = 32
 """Columns that share a scale and a zero in INT4: the finest that torch's kernel takes."""
@@ -40,40 +38,33 @@ EXPAND_AT_ONCE = 1 << 21
 
 
 class Int8Linear(nn.Module):
-    """y = scale * (x q^T) + bias; int8 q (N, K) in -127..127, fp32 scale (N), one for each row, symmetric.
+    """y = scale * (x q^T) + bias; int8 q (N, K) in -127..127, fp32 scale (N), one for each row, symmetric."""
 
-    Where the processor has a kernel for it each row of x is rounded to 8 bits too, in steps of 1/127 of its largest
-    entry, so that the sums are exact and a row's product does not depend on the rows beside it.
-    """
-
-    weight: Tensor | None
+    weight: Tensor
     scales: Tensor
     bias: Tensor | None
 
     def __init__(self, weight_NK: Tensor, scales_N: Tensor, bias_N: Tensor | None = None) -> None:
         super().__init__()
-        on_cpu = weight_NK.device.type == "cpu"
-        self.packed = PackedInt8(weight_NK, scales_N) if on_cpu and int8_products_are_exact() else None
-        self.register_buffer("weight", weight_NK if self.packed is None else None)
+        self.register_buffer("weight", weight_NK)
         self.register_buffer("scales", scales_N)
         self.register_buffer("bias", bias_N)
+        # The kernel would round the scales to bfloat16; with ones it leaves them to us, and to fp32.
+        self.register_buffer("ones", torch.ones(len(scales_N), dtype=torch.bfloat16, device=weight_NK.device), False)
         # torch 2.13's kernel reads past the end of rows that are not a multiple of 16 long.
-        self._kernel_fits = on_cpu and weight_NK.shape[1] % 16 == 0
+        self._kernel_fits = weight_NK.device.type == "cpu" and weight_NK.shape[1] % 16 == 0
 
     @classmethod
     def of(cls, weight_NK: Tensor, bias_N: Tensor | None = None) -> Int8Linear:
-        """Quantise as `to_int8` does."""
-        return cls(*to_int8(weight_NK), bias_N)
+        """Quantise: each row's largest weight becomes 127."""
+        scales_N1 = weight_NK.float().abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        q_NK = (weight_NK / scales_N1).round_().clamp_(-127, 127).to(torch.int8)
+        return cls(q_NK, scales_N1.squeeze(1), bias_N)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is not None:
-            return _finish(self.packed.product(x.float().reshape(-1, x.shape[-1])), self.bias, x)
-        assert self.weight is not None
         x_MK = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
         if self._kernel_fits and len(x_MK) <= INT8_KERNEL_ROWS:
-            # The kernel would round the scales to bfloat16; with ones it leaves them to us, and to fp32.
-            ones_N = torch.ones_like(self.scales, dtype=torch.bfloat16)
-            sums_MN = torch.ops.aten._weight_int8pack_mm(x_MK, self.weight, ones_N)
+            sums_MN = torch.ops.aten._weight_int8pack_mm(x_MK, self.weight, self.ones)
         else:
             rows = max(1, EXPAND_AT_ONCE // x_MK.shape[1])
             pieces = [F.linear(x_MK, piece.to(torch.bfloat16)) for piece in torch.split(self.weight, rows)]
@@ -81,47 +72,25 @@ class Int8Linear(nn.Module):
         y_MN = torch.mul(sums_MN, self.scales)
         return _finish(y_MN, self.bias, x)
 
-    def quantised(self) -> Tensor:
-        """q as int8 (N, K)."""
-        if self.packed is not None:
-            return self.packed.unpacked()
-        assert self.weight is not None
-        return self.weight
-
     def dequantised(self) -> Tensor:
         """The weight (N, K) that is computed with, fp32."""
-        return self.quantised().float() * self.scales[:, None]
-
-
-def to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 q (N, K) and fp32 scales (N): w ~ q * scale, each row's largest weight 127."""
-    scales_N1 = weight_NK.float().abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    q_NK = (weight_NK / scales_N1).round_().clamp_(-127, 127).to(torch.int8)
-    return q_NK, scales_N1.squeeze(1)
+        return self.weight.float() * self.scales[:, None]
 
 
 class Int8Embedding(nn.Module):
-    """Rows of an int8 table (V, D) with one fp32 scale each: int64 ids (...) in, `dtype` (..., D) out.
-
-    `factors` (D): what the table's columns were multiplied by for the sake of the output, which shares it.
-    """
+    """Rows of an int8 table (V, D) with one fp32 scale each: int64 ids (...) in, `dtype` (..., D) out."""
 
     weight: Tensor
     scales: Tensor
-    factors: Tensor | None
 
-    def __init__(
-        self, weight_VD: Tensor, scales_V: Tensor, dtype: torch.dtype, factors_D: Tensor | None = None
-    ) -> None:
+    def __init__(self, weight_VD: Tensor, scales_V: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self.register_buffer("weight", weight_VD)
         self.register_buffer("scales", scales_V)
-        self.register_buffer("factors", factors_D)
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = self.weight[ids] * self.scales[ids].unsqueeze(-1)
-        return (rows if self.factors is None else rows / self.factors).to(self.dtype)
+        return (self.weight[ids] * self.scales[ids].unsqueeze(-1)).to(self.dtype)
 
 
 class Int4Linear(nn.Module):
