@@ -173,15 +173,16 @@ def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output
     """Print what quantizing a model saves and costs; write the quantized model where `output` is given."""
     from talaria.eval.fidelity import batches_of_shards, batches_of_text, compare_models, fidelity_table
     from talaria.infer.load import load
+    from talaria.model.compiled import can_compile, compile_transformer
     from talaria.model.quantized import QuantizedTransformer, int8_instead, weight_bytes
     from talaria.model.quantized_folder import save_quantized
     from talaria.run import atomic_folder
 
     if output is not None and output.exists():
         raise UserError(f"{output}: exists already; choose another folder or delete it")
-    after = load(path, quantize=to)
-    before, tokenizer = load(path), after.tokenizer
-    assert isinstance(after.model, QuantizedTransformer)
+    after = load(path, quantize=to, compiled=False)
+    before, tokenizer, quantized = load(path, compiled=False), after.tokenizer, after.trunk
+    assert isinstance(quantized, QuantizedTransformer)
     window = min(after.context, 1024)
     if text is not None:
         batches = batches_of_text(text, tokenizer, window, n_tokens)
@@ -191,14 +192,16 @@ def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output
         if shards is None:
             raise UserError(f"{path}: no held-out text of a run beside it; give one with --text FILE")
         batches = batches_of_shards(shards, tokenizer, window, n_tokens)
-    fidelity = compare_models(before.model, after.model, batches)
-    Console().print(fidelity_table(fidelity, weight_bytes(before.model), weight_bytes(after.model), to))
-    wide = int8_instead(after.model)
+    # Measured is what answers: the compiled model where there is one.
+    answers = compile_transformer(quantized) if can_compile(quantized.shape) else quantized
+    fidelity = compare_models(before.trunk, answers, batches)
+    Console().print(fidelity_table(fidelity, weight_bytes(before.trunk), weight_bytes(quantized), to))
+    wide = int8_instead(quantized)
     if wide:
         console.print(f"int8 instead, for INT4 takes rows of a multiple of 32 only: {', '.join(wide)}")
     if output is not None:
         with atomic_folder(output) as folder:
-            save_quantized(after.model, tokenizer, folder)
+            save_quantized(quantized, tokenizer, folder)
         console.print(f"{output}: talk to it: talaria chat {output}")
 
 
@@ -207,6 +210,7 @@ def bench(path: Path | None, quantize: str | None, repeats: int, as_json: bool) 
     from talaria.infer.engine import Engine
     from talaria.infer.load import load
     from talaria.infer.rates import measure_rates, rates_table
+    from talaria.model.compiled import can_compile, compile_transformer
     from talaria.model.quantized import check_scheme
     from talaria.model.quantized import quantize as quantize_weights
     from talaria.model.shape import shape_from_depth
@@ -219,7 +223,8 @@ def bench(path: Path | None, quantize: str | None, repeats: int, as_json: bool) 
     else:
         tokenizer = Tokenizer.train(["none"], TokenizerSettings(vocab_size=512))
         model = Transformer(shape_from_depth(8, 8192, context=1024)).eval()
-        engine = Engine(model if quantize is None else quantize_weights(model, check_scheme(quantize)), tokenizer)
+        model = model if quantize is None else quantize_weights(model, check_scheme(quantize))
+        engine = Engine(compile_transformer(model) if can_compile(model.shape) else model, tokenizer)
     rates = measure_rates(engine, repeats)
     if as_json:
         print(json.dumps(asdict(rates), indent=1))

@@ -199,7 +199,7 @@ def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
                 at / "world" / "exam.jsonl",
                 folder,
                 # Questions hardly begin alike.
-                load_engine=partial(load, max_batch_size=settings.eval.batch_size, prefix_cache=False),
+                load_engine=partial(load, compiled=False, max_batch_size=settings.eval.batch_size, prefix_cache=False),
                 seed=settings.seed,
             )
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from talaria.errors import UserError
+from talaria.model.compiled import CompiledTransformer
 from talaria.model.transformer import Transformer
 from talaria.tokens.batches import Batch, PackedBatches
 from talaria.tokens.shards import Shards
@@ -46,7 +47,9 @@ class Fidelity:
 
 
 @torch.inference_mode()
-def compare_models(reference: Transformer, candidate: Transformer, batches: Iterable[Batch]) -> Fidelity:
+def compare_models(
+    reference: Transformer, candidate: Transformer | CompiledTransformer, batches: Iterable[Batch]
+) -> Fidelity:
     """Score every counted token of `batches` with both models. Raises UserError where there is none."""
     n_tokens, sums = 0, torch.zeros(4, dtype=torch.float64)
     for batch in batches:

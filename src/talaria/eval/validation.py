@@ -23,13 +23,18 @@ from talaria.train.session import on_device
 from talaria.train.step import summed_loss
 
 
+def load_trunk(path: Path) -> Engine:
+    """The default: weights that a loss can be summed over."""
+    return load(path, compiled=False)
+
+
 def evaluate_validation(
     settings: EvalSettings,
     models: Sequence[Candidate],
     shards: Path,
     folder: Path,
     seed: int | None = None,
-    load_engine: Callable[[Path], Engine] = load,
+    load_engine: Callable[[Path], Engine] = load_trunk,
 ) -> None:
     """Score each model on the validation split below `shards` and write `folder`/results.csv.
 
@@ -63,12 +68,11 @@ def held_out_loss(engine: Engine, shards: Shards, settings: EvalSettings) -> tup
     context = engine.context
     rows = max(1, 8192 // context)
     batches = PackedBatches(shards, context, rows, shuffle=False, epochs=1)
-    model = engine.model
-    device = next(model.parameters()).device
+    model = engine.trunk
     bytes_of = [len(engine.tokenizer.token_bytes(token)) for token in range(shards.vocab_size)]
     total, n_tokens, n_bytes = 0.0, 0, 0
     for batch in islice(batches, math.ceil(settings.validation_tokens / (rows * context))):
-        total += float(summed_loss(model, on_device(batch, device), document_attention=True))
+        total += float(summed_loss(model, on_device(batch, model.device), document_attention=True))
         targets_N = batch.targets_BT[batch.loss_mask_BT]
         n_tokens += len(targets_N)
         n_bytes += sum(bytes_of[token] for token in targets_N.tolist())

@@ -9,17 +9,25 @@ import torch
 from torch import Tensor
 
 from talaria.infer.kv_cache import KVCache
-from talaria.infer.scheduler import Plan, Request
+from talaria.infer.lanes import Lanes
+from talaria.infer.pages import Pages
+from talaria.infer.scheduler import Memory, Plan, Request
+from talaria.model.compiled import CompiledTransformer, PagedReader, Piece
 from talaria.model.transformer import Transformer
 
 
 @torch.inference_mode()
-def run(model: Transformer, cache: KVCache, plan: Plan) -> tuple[list[Request], Tensor]:
+def run(model: Transformer | CompiledTransformer, memory: Memory, plan: Plan) -> tuple[list[Request], Tensor]:
     """Read what the plan says; returns the requests whose next token can be chosen and their logits_BV.
 
     Rows that answer and rows that are read go through the model apart: the first are bound by reading the weights,
     the others by arithmetic, so there is little to win by joining them.
     """
+    if isinstance(model, CompiledTransformer):
+        assert isinstance(memory, Pages)
+        return _run_compiled(model, memory.reader, plan)
+    assert isinstance(memory, Lanes)
+    cache = memory.cache
     requests, logits = list(plan.decode), []
     if plan.decode:
         logits.append(_decode(model, cache, plan.decode))
@@ -33,6 +41,31 @@ def run(model: Transformer, cache: KVCache, plan: Plan) -> tuple[list[Request], 
     if not logits:
         return [], torch.empty(0, model.shape.vocab_size)
     return requests, logits[0] if len(logits) == 1 else torch.cat(logits)
+
+
+def _run_compiled(model: CompiledTransformer, reader: PagedReader, plan: Plan) -> tuple[list[Request], Tensor]:
+    # A prompt of one token goes with the single tokens of the answers: see `PagedReader.read`.
+    reading = list(zip(plan.prefill, plan.chunks, strict=True))
+    single = [(request, 1) for request in plan.decode] + [pair for pair in reading if pair[1] == 1]
+    several = [pair for pair in reading if pair[1] > 1]
+    requests: list[Request] = []
+    hidden: list[Tensor] = []
+    for group in (single, several):
+        pieces, wanted, n_tokens = [], [], 0
+        for request, chunk in group:
+            end = request.length + chunk
+            pieces.append(Piece(request.ids[request.length : end], request.length, request.blocks))
+            n_tokens += chunk
+            request.length = end
+            if end == len(request.ids):
+                request.is_read = True
+                requests.append(request)
+                wanted.append(n_tokens - 1)
+        if pieces:
+            hidden.append(reader.read(pieces, wanted))
+    if not requests:
+        return [], torch.empty(0, model.shape.vocab_size)
+    return requests, model.head(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
 
 
 def _decode(model: Transformer, cache: KVCache, requests: list[Request]) -> Tensor:

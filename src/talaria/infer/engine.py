@@ -35,20 +35,23 @@ from talaria.infer.contract import (
 from talaria.infer.decoding import run
 from talaria.infer.grammar import Grammars
 from talaria.infer.kv_cache import KVCache
+from talaria.infer.lanes import Lanes
 from talaria.infer.likelihood import score_pairs
 from talaria.infer.memory import CACHE_SHARE, PREFILL_CHUNK
-from talaria.infer.prefix_store import BLOCK, PrefixStore, n_blocks_for
+from talaria.infer.pages import Pages
+from talaria.infer.prefix_store import PrefixStore, n_blocks_for
 from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
 from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
-from talaria.infer.scheduler import Request, Scheduler
+from talaria.infer.scheduler import Memory, Request, Scheduler
 from talaria.infer.text_stream import TextStream
+from talaria.model.compiled import PAGE, CompiledTransformer
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
 
 
 class Engine:
-    """Runs one model. Not for two threads at once; a server steps it from a single one.
+    """Runs one model, of torch or compiled. Not for two threads at once; a server steps it from a single one.
 
     max_batch_size bounds the rows that run together, cache_bytes the memory of keys and values, prefill_chunk the
     tokens of a step while somebody waits for a next token. With prefix_cache the keys and values of earlier requests
@@ -57,7 +60,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | CompiledTransformer,
         tokenizer: Tokenizer,
         *,
         max_batch_size: int = 64,
@@ -68,15 +71,9 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
-        shape, weight = model.shape, next(model.parameters())
-        self._device = weight.device
-        n_blocks = cache_bytes // KVCache.bytes_per_block(shape, weight.dtype)
-        n_blocks = min(n_blocks, CACHE_SHARE * max_batch_size * n_blocks_for(shape.context))
-        cache = KVCache(shape, n_blocks, max_batch_size, weight.dtype, weight.device)
-        # What a token shift or an n-gram table looks back at is not in the blocks.
-        looks_back = shape.token_shift or shape.ngram_embeddings > 0
-        prefixes = PrefixStore(n_blocks) if prefix_cache and not looks_back else None
-        self._scheduler = Scheduler(cache, max_batch_size, prefill_chunk, prefixes)
+        self._device = model.device
+        memory = _memory(model, cache_bytes, max_batch_size, prefix_cache)
+        self._scheduler = Scheduler(memory, max_batch_size, prefill_chunk)
         self._requests: dict[int, Request] = {}
         self._grammars = Grammars(tokenizer, self._device)
         self._outbox: list[tuple[int, Chunk | UserError]] = []
@@ -89,14 +86,21 @@ class Engine:
         return self.model.shape.context
 
     @property
+    def trunk(self) -> Transformer:
+        """The model where it is of torch. Raises UsageError where it is compiled: its weights cannot be had back."""
+        if isinstance(self.model, CompiledTransformer):
+            raise UsageError("the model is compiled; load it with compiled=False for its weights")
+        return self.model
+
+    @property
     def busy(self) -> bool:
         """Whether anything is queued or running, or a chunk waits for `step` to give it out."""
         return bool(self._requests) or bool(self._outbox)
 
     @property
     def n_blocks_in_use(self) -> int:
-        """Blocks of 16 positions that running requests hold; 0 when nothing runs."""
-        return self._scheduler.cache.n_blocks - self._scheduler.n_free_blocks
+        """Blocks of `memory.block` positions that running requests hold; 0 when nothing runs."""
+        return self._scheduler.memory.n_blocks - self._scheduler.n_free_blocks
 
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None) -> int:
         """Queue a prompt; returns the number under which `step` gives its chunks.
@@ -212,7 +216,7 @@ class Engine:
         scheduler = self._scheduler
         try:
             plan = scheduler.plan()
-            requests, logits_BV = run(self.model, scheduler.cache, plan)
+            requests, logits_BV = run(self.model, scheduler.memory, plan)
             for request in plan.prefill:
                 if request.is_read:
                     scheduler.remember(request)
@@ -346,11 +350,13 @@ class Engine:
         text = TextStream(sampling.stop)
         request = Request(self._next_id, ids, len(ids), max_tokens, sampling, uniforms, text)
         self._next_id += 1
-        n_blocks = self._scheduler.cache.n_blocks
-        if request.n_blocks > n_blocks:
+        memory = self._scheduler.memory
+        need = n_blocks_for(request.n_positions, memory.block)
+        if need > memory.n_blocks:
             raise UserError(
-                f"{name} of {len(ids)} tokens with max_tokens={max_tokens} needs {request.n_blocks * BLOCK} positions "
-                f"in memory and there are {n_blocks * BLOCK}; lower max_tokens, shorten the prompt or raise cache_bytes"
+                f"{name} of {len(ids)} tokens with max_tokens={max_tokens} needs {need * memory.block} positions in "
+                f"memory and there are {memory.n_blocks * memory.block}; lower max_tokens, shorten the prompt or raise "
+                "cache_bytes"
             )
         if sampling.changes_logits:
             request.penalties = Penalties(sampling, ids, self.tokenizer.vocab_size, self._device)
@@ -374,9 +380,27 @@ class Engine:
             self._scheduler.leave(running)
 
     def _weight_versions(self) -> tuple[tuple[int, int], ...]:
-        """Changes whenever an optimizer steps or weights are loaded."""
+        """Changes whenever an optimizer steps or weights are loaded; compiled weights stay as they are."""
+        if isinstance(self.model, CompiledTransformer):
+            return ()
         tensors = (*self.model.parameters(), *self.model.buffers())
         return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _memory(
+    model: Transformer | CompiledTransformer, cache_bytes: int, max_batch_size: int, prefix_cache: bool
+) -> Memory:
+    """Keys and values of at most `cache_bytes`, and no more than full rows and as much kept need."""
+    shape, rows = model.shape, CACHE_SHARE * max_batch_size
+    if isinstance(model, CompiledTransformer):
+        n_blocks = min(cache_bytes // shape.kv_cache_bytes(1, PAGE), rows * n_blocks_for(shape.context, PAGE))
+        return Pages(model.reader(n_blocks), n_blocks, prefix_cache)
+    dtype = next(model.parameters()).dtype
+    n_blocks = min(cache_bytes // KVCache.bytes_per_block(shape, dtype), rows * n_blocks_for(shape.context))
+    # What a token shift or an n-gram table looks back at is not in the blocks.
+    looks_back = shape.token_shift or shape.ngram_embeddings > 0
+    cache = KVCache(shape, n_blocks, max_batch_size, dtype, model.device)
+    return Lanes(cache, PrefixStore(n_blocks) if prefix_cache and not looks_back else None)
 
 
 def _completion(request: Request) -> Completion:

@@ -9,6 +9,7 @@ import torch
 from talaria.infer.contract import LogLikelihood, TopLogProbs
 from talaria.infer.memory import POSITIONS_AT_ONCE
 from talaria.infer.sampling import token_log_probs, top_log_probs
+from talaria.model.compiled import CompiledTransformer
 from talaria.model.transformer import Transformer
 
 # Logits held at once.
@@ -19,12 +20,14 @@ PromptLogProbs = tuple[list[float], list[TopLogProbs]]
 
 
 @torch.inference_mode()
-def prompt_log_probs(model: Transformer, ids: Sequence[int], n_top: int, n_choices: int) -> PromptLogProbs:
+def prompt_log_probs(
+    model: Transformer | CompiledTransformer, ids: Sequence[int], n_top: int, n_choices: int
+) -> PromptLogProbs:
     """How probable a prompt's own tokens are, and the n_top likeliest of the first n_choices ids at each place.
 
     Needs at least one id, within the vocabulary, and at most a context of them; the lists are one shorter.
     """
-    hidden_TD = model.hidden(torch.tensor([list(ids)], device=next(model.parameters()).device))[0, :-1]
+    hidden_TD = model.hidden(torch.tensor([list(ids)], device=model.device))[0, :-1]
     targets_T = torch.tensor(ids[1:], device=hidden_TD.device)
     n_at_once = max(1, _LOGITS_AT_ONCE // model.shape.vocab_size)
     log_probs: list[float] = []
@@ -39,7 +42,7 @@ def prompt_log_probs(model: Transformer, ids: Sequence[int], n_top: int, n_choic
 
 @torch.inference_mode()
 def score_pairs(
-    model: Transformer, pairs: Sequence[tuple[list[int], list[int]]], max_batch_size: int
+    model: Transformer | CompiledTransformer, pairs: Sequence[tuple[list[int], list[int]]], max_batch_size: int
 ) -> list[LogLikelihood]:
     """Score each (context, continuation), neither empty, in batches of similar length."""
     scores: dict[int, LogLikelihood] = {}
@@ -52,8 +55,8 @@ def score_pairs(
     return [scores[i] for i in range(len(pairs))]
 
 
-def _score(model: Transformer, pairs: list[tuple[list[int], list[int]]]) -> list[LogLikelihood]:
-    device = next(model.parameters()).device
+def _score(model: Transformer | CompiledTransformer, pairs: list[tuple[list[int], list[int]]]) -> list[LogLikelihood]:
+    device = model.device
     inputs = [(context + continuation)[:-1] for context, continuation in pairs]
     longest = max(len(ids) for ids in inputs)
     tokens_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids in inputs], device=device)

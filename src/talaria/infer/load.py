@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from talaria.errors import UserError
+from talaria.errors import UsageError, UserError
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
+from talaria.model.compiled import can_compile, compile_transformer
 from talaria.model.device import check_device
 from talaria.model.quantized import check_scheme
 from talaria.model.quantized import quantize as quantize_model
 from talaria.model.quantized_folder import is_quantized, load_quantized
+from talaria.model.transformer import Transformer
 from talaria.run import MANIFEST, is_finished, read_json, sha256
 
 # Stages whose output answers prompts, the last one first.
@@ -25,6 +27,7 @@ def load(
     quantize: str | None = None,
     *,
     device: str | None = None,
+    compiled: bool | None = None,
     max_batch_size: int = 64,
     prefix_cache: bool = True,
 ) -> Engine:
@@ -35,8 +38,9 @@ def load(
 
     `quantize` is "int8" or "int4": the weights are rounded as they are read (`talaria.model.quantized`). A folder that
     `talaria quantize` wrote is quantized already. Raises UsageError for any other name. `device` is the GPU where there
-    is one, if nothing else is said; one that is not there is a UsageError too. `max_batch_size` and `prefix_cache` are
-    the engine's.
+    is one, if nothing else is said; one that is not there is a UsageError too. On a CPU the model is compiled
+    (`talaria.model.compiled`) where openvino is installed: several times faster, its weights fixed. `compiled=False`
+    keeps the trunk of torch, True insists. `max_batch_size` and `prefix_cache` are the engine's.
     """
     scheme = None if quantize is None else check_scheme(quantize)
     where = check_device(device)
@@ -44,11 +48,26 @@ def load(
     if is_quantized(found):
         if scheme is not None:
             raise UserError(f"{found}: is quantized already; leave quantize out, or give the model it was made from")
-        return Engine(*load_quantized(found, where), max_batch_size=max_batch_size, prefix_cache=prefix_cache)
-    model, tokenizer = load_model(found)
-    model = model.to(where).eval()
-    model = model if scheme is None else quantize_model(model, scheme)
-    return Engine(model, tokenizer, max_batch_size=max_batch_size, prefix_cache=prefix_cache)
+        model: Transformer
+        model, tokenizer = load_quantized(found, where)
+    else:
+        model, tokenizer = load_model(found)
+        model = model.to(where).eval()
+        model = model if scheme is None else quantize_model(model, scheme)
+    if compiled is None:
+        compiled = where.type == "cpu" and can_compile(model.shape)
+    elif compiled and where.type != "cpu":
+        raise UsageError(f"compiled=True with device={where}: models are compiled for a CPU; leave one of them out")
+    elif compiled and not can_compile(model.shape):
+        raise UserError(
+            f"{found}: cannot be compiled; it needs openvino (pip install 'talaria-lm[serve]') and a model without "
+            "token shift and n-gram embeddings"
+        )
+    try:
+        runs = compile_transformer(model) if compiled else model
+    except UserError as error:
+        raise UserError(f"{found}: {error}") from None
+    return Engine(runs, tokenizer, max_batch_size=max_batch_size, prefix_cache=prefix_cache)
 
 
 def find_model(path: Path) -> Path:

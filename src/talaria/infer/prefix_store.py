@@ -17,17 +17,17 @@ BLOCK = 16
 """Positions in a block: the unit of memory and of reuse."""
 
 
-def n_blocks_for(n_positions: int) -> int:
-    """Blocks that hold n_positions."""
-    return -(-n_positions // BLOCK)
+def n_blocks_for(n_positions: int, size: int = BLOCK) -> int:
+    """Blocks of `size` that hold n_positions."""
+    return -(-n_positions // size)
 
 
-def block_names(ids: Sequence[int], before: Sequence[bytes] = ()) -> list[bytes]:
+def block_names(ids: Sequence[int], before: Sequence[bytes] = (), size: int = BLOCK) -> list[bytes]:
     """Names of the full blocks of `ids`; `before` are the names of its first blocks where they are known."""
     names = list(before)
     name = names[-1] if names else b""
-    for start in range(len(names) * BLOCK, len(ids) - BLOCK + 1, BLOCK):
-        name = blake2b(name + array("q", ids[start : start + BLOCK]).tobytes(), digest_size=16).digest()
+    for start in range(len(names) * size, len(ids) - size + 1, size):
+        name = blake2b(name + array("q", ids[start : start + size]).tobytes(), digest_size=16).digest()
         names.append(name)
     return names
 

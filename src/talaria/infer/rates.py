@@ -19,7 +19,8 @@ from rich.table import Table
 
 from talaria.errors import UserError
 from talaria.infer.engine import Engine
-from talaria.model.quantized import weight_bytes
+from talaria.model.compiled import CompiledTransformer
+from talaria.model.quantized import step_bytes, weight_bytes
 
 PREFILL_TOKENS = (128, 512)
 BATCHES = (1, 16)
@@ -77,8 +78,11 @@ def measure_rates(engine: Engine, repeats: int = 5) -> Rates:
 
     seconds(1, _PROMPT_TOKENS, n_answer)  # libraries prepare themselves on their first call
     read_rate = memory_read_rate()
-    embed = 0 if engine.model.shape.tie_embeddings else weight_bytes(engine.model.embed)  # a step looks up a row of it
-    step_bytes = weight_bytes(engine.model) - embed
+    model = engine.model
+    if isinstance(model, CompiledTransformer):
+        all_bytes, read_bytes = model.weight_bytes, model.step_bytes
+    else:
+        all_bytes, read_bytes = weight_bytes(model), step_bytes(model)
     rows = []
     for n in PREFILL_TOKENS:
         if n < engine.context:
@@ -88,11 +92,9 @@ def measure_rates(engine: Engine, repeats: int = 5) -> Rates:
         for _ in range(repeats):
             first = seconds(batch, _PROMPT_TOKENS, 1)
             steps.append(n_answer / max(seconds(batch, _PROMPT_TOKENS, 1 + n_answer) - first, 1e-9))
-        share = statistics.median(steps) * step_bytes / read_rate
+        share = statistics.median(steps) * read_bytes / read_rate
         rows.append(_rate("decode", batch, n_answer, [batch * step for step in steps], share))
-    return Rates(
-        engine.model.shape.n_params(), weight_bytes(engine.model), read_rate, torch.get_num_threads(), repeats, rows
-    )
+    return Rates(model.shape.n_params(), all_bytes, read_rate, torch.get_num_threads(), repeats, rows)
 
 
 def memory_read_rate() -> float:

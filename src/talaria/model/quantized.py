@@ -22,7 +22,7 @@ from talaria.model.transformer import Transformer
 Scheme = Literal["int8", "int4"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 # INT4's candidate grids: the parts of a group's range that the 16 steps span, and where in the range they lie.
-_SPANS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+_SPANS = (1.0, 0.9, 0.8)
 _PLACES = (0.0, 0.5, 1.0)
 _FITS = 2
 _WEIGHTS_AT_ONCE = 1 << 18
@@ -100,6 +100,11 @@ def weight_bytes(model: nn.Module) -> int:
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
+def step_bytes(model: Transformer) -> int:
+    """Bytes of weights that a step reads: of an embedding that is not the head's table too it looks up rows alone."""
+    return weight_bytes(model) - (0 if model.shape.tie_embeddings else weight_bytes(model.embed))
+
+
 def _linear(linear: Linear, importance_K: Tensor | None) -> Int8Linear | Int4Linear:
     bias_N = None if linear.bias is None else linear.bias.detach()
     if importance_K is None or linear.in_features % GROUP:
@@ -116,7 +121,9 @@ def _int8_embedding(embedding: nn.Module) -> Int8Embedding:
 def to_int4(weight_NK: Tensor, importance_K: Tensor) -> tuple[Tensor, Tensor]:
     """q (N, K) uint8 in 0..15, and scale and zero of each group (K/32, N, 2) bfloat16: w ~ (q - 8) * scale + zero.
 
-    `importance_K`: what an error in each column counts; the mean square of its input, for a product's error.
+    The zero is a whole number of steps, as far as bfloat16 holds it, so that some q stands for 0: kernels that multiply
+    integers want it so. `importance_K`: what an error in each column counts; the mean square of its input, for a
+    product's error.
     """
     N, K = weight_NK.shape
     importance_Gg = importance_K.float().view(K // GROUP, GROUP)
@@ -126,56 +133,58 @@ def to_int4(weight_NK: Tensor, importance_K: Tensor) -> tuple[Tensor, Tensor]:
     for start in range(0, N, rows_at_once):
         rows = slice(start, start + rows_at_once)
         w_RGg = weight_NK[rows].float().reshape(-1, K // GROUP, GROUP)
-        grid_RG2 = _best_grid(w_RGg, importance_Gg)
-        grid_NG2[rows] = grid_RG2
-        q_NK[rows] = _nearest(w_RGg, grid_RG2[..., :1], grid_RG2[..., 1:]).flatten(1)
+        scale_RG1, step_RG1 = _best_grid(w_RGg, importance_Gg)
+        grid_NG2[rows] = torch.cat([scale_RG1, (8 - step_RG1) * scale_RG1], dim=-1)
+        q_NK[rows] = _nearest(w_RGg, scale_RG1, step_RG1).flatten(1)
     return q_NK, grid_NG2.transpose(0, 1).contiguous()
 
 
-def _best_grid(w_RGg: Tensor, importance_Gg: Tensor) -> Tensor:
-    """Scale and zero (R, G, 2) of the least squared error of each group, fp32 numbers that bfloat16 holds.
+def _best_grid(w_RGg: Tensor, importance_Gg: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale, and the q that stands for 0, (R, G, 1) each, of the least squared error of each group.
 
     Tried are grids over the whole of a group's range and over parts of it, as an outlier clipped can cost less than
-    coarser steps for the 31 others; each is then fitted to the steps that its weights take, and they to it, in turns.
+    coarser steps for the 31 others, with 0 at either of the two steps next to it; each scale is then fitted to the
+    steps that its weights take, and they to it, in turns.
     """
-    low_RG1, high_RG1 = w_RGg.amin(dim=-1, keepdim=True), w_RGg.amax(dim=-1, keepdim=True)
+    low_RG1 = w_RGg.amin(dim=-1, keepdim=True).clamp_max(0)
+    high_RG1 = w_RGg.amax(dim=-1, keepdim=True).clamp_min(0)
     best_error_RG1 = torch.full_like(low_RG1, torch.inf)
-    best_RG2 = torch.cat([low_RG1, low_RG1], dim=-1)
+    best_scale_RG1, best_step_RG1 = torch.ones_like(low_RG1), torch.zeros_like(low_RG1)
     for span in _SPANS:
         for place in _PLACES if span < 1 else (0.0,):
             start_RG1 = torch.lerp(low_RG1, high_RG1, (1 - span) * place)
-            scale_RG1 = _positive_bfloat16((high_RG1 - low_RG1) * (span / 15))
-            zero_RG1 = (start_RG1 + 8 * scale_RG1).bfloat16().float()
-            for _ in range(_FITS):
-                scale_RG1, zero_RG1 = _fitted(w_RGg, importance_Gg, _nearest(w_RGg, scale_RG1, zero_RG1).sub_(8))
-            q_RGg = _nearest(w_RGg, scale_RG1, zero_RG1)
-            square_RGg = q_RGg.sub_(8).mul_(scale_RG1).add_(zero_RG1).sub_(w_RGg).square_()
-            error_RG1 = square_RGg.mul_(importance_Gg).sum(dim=-1, keepdim=True)
-            better_RG1 = error_RG1 < best_error_RG1
-            best_error_RG1 = torch.where(better_RG1, error_RG1, best_error_RG1)
-            best_RG2 = torch.where(better_RG1, torch.cat([scale_RG1, zero_RG1], dim=-1), best_RG2)
-    return best_RG2
+            first_RG1 = _positive_bfloat16((high_RG1 - low_RG1) * (span / 15))
+            below_RG1 = (-start_RG1 / first_RG1).floor()
+            for step_RG1 in (below_RG1.clamp(0, 15), (below_RG1 + 1).clamp(0, 15)):
+                scale_RG1 = first_RG1
+                for _ in range(_FITS):
+                    steps_RGg = _nearest(w_RGg, scale_RG1, step_RG1).sub_(step_RG1)
+                    scale_RG1 = _fitted(w_RGg, importance_Gg, steps_RGg)
+                steps_RGg = _nearest(w_RGg, scale_RG1, step_RG1).sub_(step_RG1)
+                square_RGg = steps_RGg.mul_(scale_RG1).sub_(w_RGg).square_()
+                error_RG1 = square_RGg.mul_(importance_Gg).sum(dim=-1, keepdim=True)
+                better_RG1 = error_RG1 < best_error_RG1
+                best_error_RG1 = torch.where(better_RG1, error_RG1, best_error_RG1)
+                best_scale_RG1 = torch.where(better_RG1, scale_RG1, best_scale_RG1)
+                best_step_RG1 = torch.where(better_RG1, step_RG1, best_step_RG1)
+    return best_scale_RG1, best_step_RG1
 
 
-def _fitted(w_RGg: Tensor, importance_Gg: Tensor, steps_RGg: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero (R, G, 1 each) of the least weighted squared error of steps * scale + zero against the weights."""
-    share_Gg = importance_Gg / importance_Gg.sum(dim=-1, keepdim=True)
-    mean_step_RG1 = (steps_RGg * share_Gg).sum(dim=-1, keepdim=True)
-    mean_RG1 = (w_RGg * share_Gg).sum(dim=-1, keepdim=True)
-    away_RGg = (steps_RGg - mean_step_RG1).mul_(share_Gg)
-    variance_RG1 = (away_RGg * steps_RGg).sum(dim=-1, keepdim=True)
-    scale_RG1 = _positive_bfloat16((away_RGg * w_RGg).sum(dim=-1, keepdim=True) / variance_RG1.clamp_min(1e-12))
-    return scale_RG1, (mean_RG1 - scale_RG1 * mean_step_RG1).bfloat16().float()
+def _fitted(w_RGg: Tensor, importance_Gg: Tensor, steps_RGg: Tensor) -> Tensor:
+    """Scale (R, G, 1) of the least weighted squared error of steps * scale against the weights."""
+    weighted_RGg = steps_RGg * importance_Gg
+    power_RG1 = (weighted_RGg * steps_RGg).sum(dim=-1, keepdim=True)
+    return _positive_bfloat16((weighted_RGg * w_RGg).sum(dim=-1, keepdim=True) / power_RG1.clamp_min(_SMALLEST_SCALE))
 
 
 def _positive_bfloat16(scale: Tensor) -> Tensor:
-    """Equal weights have no range: the zero alone tells them, and any positive scale will do."""
+    """Weights that are all 0 have no range, and any positive scale will do."""
     return scale.clamp_min(_SMALLEST_SCALE).bfloat16().float()
 
 
-def _nearest(w_RGg: Tensor, scale_RG1: Tensor, zero_RG1: Tensor) -> Tensor:
+def _nearest(w_RGg: Tensor, scale_RG1: Tensor, step_RG1: Tensor) -> Tensor:
     """q in 0..15, fp32, of the grid's point nearest to each weight."""
-    return ((w_RGg - zero_RG1) / scale_RG1).add_(8).round_().clamp_(0, 15)
+    return (w_RGg / scale_RG1).add_(step_RG1).round_().clamp_(0, 15)
 
 
 def _input_powers(model: Transformer) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from talaria.errors import UserError
+
 GROUP = 32
 """Columns that share a scale and a zero in INT4: the finest that torch's kernel takes."""
 BLOCK = 64
@@ -141,6 +143,19 @@ class Int4Linear(nn.Module):
         eye = torch.eye(K, dtype=torch.bfloat16)
         q_KN: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(eye, self.packed, GROUP, plain)
         return q_KN.T[:N].to(torch.uint8)
+
+    def scales_and_steps(self) -> tuple[Tensor, Tensor]:
+        """Scale (fp32) and the q that stands for 0 (uint8) of each group, (N, G, 1) each.
+
+        Raises UserError where the zeros are no whole numbers of steps, as earlier versions chose them.
+        """
+        scales_NG1, zeros_NG1 = self.grid[:, : self.n_rows].float().transpose(0, 1).unsqueeze(2).unbind(-1)
+        steps_NG1 = 8 - zeros_NG1 / scales_NG1
+        whole_NG1 = steps_NG1.round()
+        # bfloat16 moves a zero of at most 8 steps by less than a thirtieth of one.
+        if not bool(((steps_NG1 - whole_NG1).abs() < 1 / 30).all() and (whole_NG1 >= 0).all()):
+            raise UserError("4-bit weights of an earlier version; quantize the model again")
+        return scales_NG1.contiguous(), whole_NG1.to(torch.uint8).contiguous()
 
     def dequantised(self) -> Tensor:
         """The weight (N, K) that the kernel computes with, fp32."""

@@ -203,6 +203,11 @@ class Transformer(nn.Module):
         """The output table (V, D): the embedding's own where the two are tied."""
         return self.embed.weight if self.shape.tie_embeddings else self.unembed.weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
     def fused_rows(self) -> dict[nn.Parameter, tuple[int, ...]]:
         """Rows of each matrix in the parameters that hold several: query, key and value; gate and up."""
         rows = {"attention.qkv.weight": self.shape.qkv_rows, "feed_forward.up.weight": self.shape.up_rows}

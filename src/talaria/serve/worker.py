@@ -256,7 +256,6 @@ def embedding(engine: Engine, ids: Sequence[int]) -> list[float]:
     vocab_size = engine.model.shape.vocab_size
     if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
         raise UserError(f"input: token ids must lie in 0..{vocab_size - 1}, and there must be at least one")
-    device = next(engine.model.parameters()).device
-    hidden_TD = engine.model.hidden(torch.tensor([list(ids)], device=device))[0].float()
+    hidden_TD = engine.model.hidden(torch.tensor([list(ids)], device=engine.model.device))[0].float()
     vector: list[float] = F.normalize(hidden_TD.mean(dim=0), dim=0).tolist()
     return vector

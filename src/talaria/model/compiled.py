@@ -1,0 +1,170 @@
+"""A trunk compiled for this CPU: several sequences of ids with their blocks of memory in, hidden states and logits out.
+
+    model = compile_transformer(transformer)        # fp32, 8- or 4-bit weights; needs openvino, see `can_compile`
+    reader = model.reader(n_blocks)
+    hidden_MD = reader.read([Piece(ids, start, blocks)], wanted=[len(ids) - 1])
+    logits_MV = model.head(hidden_MD)
+
+Keys and values lie in blocks of `PAGE` positions, anywhere in the memory; a sequence names its blocks in order, and two
+sequences may name the same one. Weights are fixed: compile again after training. A matrix of INT4 multiplies int8
+activations, each 32 columns of a row scaled by themselves, so that an answer does not depend on what runs beside it.
+
+Legend: B rows, T positions, N tokens of all sequences, M wanted ones, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from talaria.model.quantized import QuantizedTransformer, step_bytes, weight_bytes
+from talaria.model.shape import ModelShape
+from talaria.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel
+
+PAGE = 32
+"""Positions in a block of keys and values: what OpenVINO's attention on a CPU takes."""
+_INT4_ACTIVATION_GROUP = 32
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of one sequence: `ids` stand from the position `start` on, `blocks` hold them and all before."""
+
+    ids: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+
+
+class PagedReader:
+    """The compiled trunk over a memory of its own, `n_blocks` blocks of `PAGE` positions, taken as they are written."""
+
+    def __init__(self, trunk: CompiledModel, shape: ModelShape, n_blocks: int) -> None:
+        self._request = trunk.create_infer_request()
+        size = (n_blocks, shape.n_kv_heads, PAGE, shape.d_head)
+        self._memory = {
+            f"{name}.{layer}": np.empty(size, dtype=np.float32)
+            for layer in range(shape.n_layers)
+            for name in ("key_cache", "value_cache")
+        }
+        for name, array in self._memory.items():
+            _give(self._request, name, array)
+
+    def read(self, pieces: Sequence[Piece], wanted: Sequence[int]) -> Tensor:
+        """Final hidden states (M, D) of the wanted tokens, counted over all pieces, one behind the other.
+
+        Either all pieces are of one token or none is: the two go through different kernels, which round differently.
+        """
+        ends = [piece.start + len(piece.ids) for piece in pieces]
+        blocks = [piece.blocks[: -(-end // PAGE)] for piece, end in zip(pieces, ends, strict=True)]
+        positions = [np.arange(piece.start, end) for piece, end in zip(pieces, ends, strict=True)]
+        inputs = {
+            "tokens": np.array([token for piece in pieces for token in piece.ids], dtype=np.int64),
+            "positions": np.concatenate(positions, dtype=np.int64),
+            "past_lens": np.array([piece.start for piece in pieces], dtype=np.int32),
+            "subsequence_begins": _begins([len(piece.ids) for piece in pieces]),
+            "block_indices": np.array([block for own in blocks for block in own], dtype=np.int32),
+            "block_indices_begins": _begins([len(own) for own in blocks]),
+            "max_context_len": np.array(max(ends), dtype=np.int32),
+            "wanted": np.array(wanted, dtype=np.int64),
+        }
+        for name, values in inputs.items():
+            _give(self._request, name, values)
+        return _result(self._request)
+
+
+class CompiledTransformer:
+    """Reads sequences as `Transformer` does, to within the rounding of its weights' kernels.
+
+    Built by `compile_transformer`. `weight_bytes` are those of the model it was made from, `step_bytes` those that
+    each step reads.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, model: Transformer, trunk: CompiledModel, head: CompiledModel) -> None:
+        self.shape = model.shape
+        self.scheme = model.scheme if isinstance(model, QuantizedTransformer) else None
+        self.weight_bytes, self.step_bytes = weight_bytes(model), step_bytes(model)
+        self._trunk, self._head = trunk, head.create_infer_request()
+
+    def reader(self, n_blocks: int) -> PagedReader:
+        """A reader with a memory of its own."""
+        return PagedReader(self._trunk, self.shape, n_blocks)
+
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Final hidden states (B, T, D), of texts that are not remembered.
+
+        As `Transformer.hidden` for rows of documents: where `positions_BT` start again at 0 another document begins,
+        and none sees another. `mask` is not read, for it can say nothing else here.
+        """
+        B, T = tokens_BT.shape
+        pieces, n_blocks = [], 0
+        for row, ids in enumerate(tokens_BT.tolist()):
+            starts = [0]
+            if positions_BT is not None:
+                starts += (positions_BT[row % len(positions_BT), 1:] == 0).nonzero().add_(1).flatten().tolist()
+            for start, end in zip(starts, [*starts[1:], T], strict=True):
+                n = -(-(end - start) // PAGE)
+                pieces.append(Piece(ids[start:end], 0, range(n_blocks, n_blocks + n)))
+                n_blocks += n
+        return self.reader(n_blocks).read(pieces, range(B * T)).view(B, T, -1)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V), fp32, of hidden states (..., D)."""
+        rows = hidden.reshape(-1, hidden.shape[-1]).float().contiguous().numpy()
+        _give(self._head, "hidden", rows)
+        return _result(self._head).view(*hidden.shape[:-1], -1)
+
+
+def _give(request: Any, name: str, values: Any) -> None:
+    """An input that is read where it lies; a request keeps it alive until it gets another."""
+    from openvino import Tensor as Shared
+
+    request.set_tensor(name, Shared(values, shared_memory=True))
+
+
+def _result(request: Any) -> Tensor:
+    request.infer()
+    return torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+
+def can_compile(shape: ModelShape) -> bool:
+    """Whether openvino is installed and its graphs can compute this shape."""
+    return find_spec("openvino") is not None and not shape.token_shift and shape.ngram_embeddings == 0
+
+
+def compile_transformer(model: Transformer) -> CompiledTransformer:
+    """The model's graphs, compiled for as many threads as torch has here; the model itself is no longer needed.
+
+    Raises UserError for 4-bit weights of an earlier version.
+    """
+    import openvino as ov
+
+    from talaria.model.openvino_graph import Graphs
+
+    is_int4 = isinstance(model, QuantizedTransformer) and model.scheme == "int4"
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # bfloat16 would be chosen where the processor has it.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": _INT4_ACTIVATION_GROUP if is_int4 else 0,
+    }
+    graphs, core = Graphs(model), ov.Core()
+    trunk, head = (core.compile_model(graph, "CPU", settings) for graph in (graphs.trunk, graphs.head))
+    return CompiledTransformer(model, trunk, head)
+
+
+def _begins(lengths: Sequence[int]) -> Any:
+    """Where each stretch begins, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
