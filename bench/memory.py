@@ -1,4 +1,5 @@
-"""Memory of serving a model, predicted and measured: weights, cache, workspace; fp32, int8 and int4.
+"""Memory of serving a model, predicted and measured: weights, cache, workspace; fp32, int8 and
+int4, the trunk of torch and the compiled one.
 
     python bench/memory.py MODEL --folder runs/memory
 
@@ -27,18 +28,20 @@ def main() -> None:
     parser.add_argument("--scheme", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.scheme:
-        print(json.dumps(measure(options.model)))
+        print(json.dumps(measure(options.model, options.scheme == "compiled")))
         return
-    print("| weights | predicted: weights, cache, workspace | measured: weights, cache and workspace at the peak |")
-    print("|---|---|---|")
+    print("| weights | predicted: weights, cache, workspace | measured: weights, the rest at the peak | compiled |")
+    print("|---|---|---|---|")
     for scheme in (None, "int8", "int4"):
         model = options.folder / (scheme or "fp32")
         if not model.exists():
             write(options.model, scheme, model)
-        command = [sys.executable, __file__, str(model), "--scheme", str(scheme)]
-        measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        predicted = predict(options.model, scheme)
-        print(f"| {scheme or 'fp32'} | {_megabytes(predicted)} | {_megabytes(measured)} |", flush=True)
+        measured = []
+        for form in ("trunk", "compiled"):
+            command = [sys.executable, __file__, str(model), "--scheme", form]
+            measured.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        cells = [_megabytes(parts) for parts in (predict(options.model, scheme), *measured)]
+        print(f"| {scheme or 'fp32'} | {' | '.join(cells)} |", flush=True)
 
 
 def write(path: Path, scheme: str | None, folder: Path) -> None:
@@ -64,7 +67,7 @@ def predict(path: Path, scheme: str | None) -> list[int]:
     return [memory.weights, memory.cache, memory.workspace]
 
 
-def measure(path: Path) -> list[int]:
+def measure(path: Path, compiled: bool) -> list[int]:
     """Bytes of weights, and of all else at the peak."""
     import torch
 
@@ -77,7 +80,7 @@ def measure(path: Path) -> list[int]:
     shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=32, n_heads=1, context=64)
     Engine(Transformer(shape).eval(), tokenizer).generate(["a"], max_tokens=1)
     before = _status("VmRSS")
-    engine = talaria.load(path)
+    engine = talaria.load(path, compiled=compiled)
     engine.generate(["a"], max_tokens=1)
     loaded = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(path: str | Path, quantize: str | None = None, device: str | None = None) -> Engine:
+def load(
+    path: str | Path, quantize: str | None = None, device: str | None = None, compiled: bool | None = None
+) -> Engine:
     """Load a run, a checkpoint, a Hugging Face folder or a .gguf file as an engine that generates and scores text.
 
-    `quantize`: "int8" or "int4"; `device`: "cpu", "cuda", ..., the GPU where there is one if nothing is said.
+    `quantize`: "int8" or "int4"; `device`: "cpu", "cuda", ..., the GPU where there is one if nothing is said;
+    `compiled=False` keeps torch's trunk where a CPU would run a compiled one.
     """
     from talaria.infer.load import load as load_engine
 
-    return load_engine(Path(path), quantize, device=device)
+    return load_engine(Path(path), quantize, device=device, compiled=compiled)

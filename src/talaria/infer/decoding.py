@@ -12,13 +12,16 @@ from talaria.infer.kv_cache import KVCache
 from talaria.infer.lanes import Lanes
 from talaria.infer.pages import Pages
 from talaria.infer.scheduler import Memory, Plan, Request
-from talaria.model.compiled import CompiledTransformer, PagedReader, Piece
+from talaria.model.compiled import CompiledTransformer, PagedReader, Piece, Scores
 from talaria.model.transformer import Transformer
 
 
 @torch.inference_mode()
-def run(model: Transformer | CompiledTransformer, memory: Memory, plan: Plan) -> tuple[list[Request], Tensor]:
-    """Read what the plan says; returns the requests whose next token can be chosen and their logits_BV.
+def run(
+    model: Transformer | CompiledTransformer, memory: Memory, plan: Plan
+) -> tuple[list[Request], Tensor, Scores | None]:
+    """Read what the plan says; returns the requests whose next token can be chosen, their logits_BV, and what a
+    compiled model knows of these besides.
 
     Rows that answer and rows that are read go through the model apart: the first are bound by reading the weights,
     the others by arithmetic, so there is little to win by joining them.
@@ -39,11 +42,13 @@ def run(model: Transformer | CompiledTransformer, memory: Memory, plan: Plan) ->
             logits.append(model.head(hidden_BTD[done, last]))
             requests += [plan.prefill[i] for i in done]
     if not logits:
-        return [], torch.empty(0, model.shape.vocab_size)
-    return requests, logits[0] if len(logits) == 1 else torch.cat(logits)
+        return [], torch.empty(0, model.shape.vocab_size), None
+    return requests, logits[0] if len(logits) == 1 else torch.cat(logits), None
 
 
-def _run_compiled(model: CompiledTransformer, reader: PagedReader, plan: Plan) -> tuple[list[Request], Tensor]:
+def _run_compiled(
+    model: CompiledTransformer, reader: PagedReader, plan: Plan
+) -> tuple[list[Request], Tensor, Scores | None]:
     # A prompt of one token goes with the single tokens of the answers: see `PagedReader.read`.
     reading = list(zip(plan.prefill, plan.chunks, strict=True))
     single = [(request, 1) for request in plan.decode] + [pair for pair in reading if pair[1] == 1]
@@ -64,8 +69,9 @@ def _run_compiled(model: CompiledTransformer, reader: PagedReader, plan: Plan) -
         if pieces:
             hidden.append(reader.read(pieces, wanted))
     if not requests:
-        return [], torch.empty(0, model.shape.vocab_size)
-    return requests, model.head(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+        return [], torch.empty(0, model.shape.vocab_size), None
+    scores = model.scores(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+    return requests, scores.logits, scores
 
 
 def _decode(model: Transformer, cache: KVCache, requests: list[Request]) -> Tensor:

@@ -44,7 +44,7 @@ from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
 from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
 from talaria.infer.scheduler import Memory, Request, Scheduler
 from talaria.infer.text_stream import TextStream
-from talaria.model.compiled import PAGE, CompiledTransformer
+from talaria.model.compiled import PAGE, CompiledTransformer, Scores
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
@@ -214,23 +214,29 @@ class Engine:
     def _advance(self) -> None:
         """Schedule, run, postprocess."""
         scheduler = self._scheduler
+        n_threads = torch.get_num_threads()
         try:
+            if isinstance(self.model, CompiledTransformer):
+                # Its own threads wait in a loop for the next call, and torch's would wait for theirs.
+                torch.set_num_threads(1)
             plan = scheduler.plan()
-            requests, logits_BV = run(self.model, scheduler.memory, plan)
+            requests, logits_BV, scores = run(self.model, scheduler.memory, plan)
             for request in plan.prefill:
                 if request.is_read:
                     scheduler.remember(request)
             scheduler.settle()
             if requests:
-                self._choose(requests, logits_BV)
+                self._choose(requests, logits_BV, scores)
         except BaseException:
             # Rows and requests may no longer agree: begin anew.
             scheduler.drop_all()
             self._requests.clear()
             raise
+        finally:
+            torch.set_num_threads(n_threads)
 
     @torch.inference_mode()
-    def _choose(self, requests: list[Request], logits_BV: torch.Tensor) -> None:
+    def _choose(self, requests: list[Request], logits_BV: torch.Tensor, scores: Scores | None) -> None:
         """Give each request its next token, and everybody what is certain of the text; rows that end leave."""
         allowed: list[torch.Tensor | None] = []
         if any(request.grammar is not None for request in requests):
@@ -239,7 +245,7 @@ class Engine:
             if len(stay) < len(requests):
                 self._end([request for request in requests if request.error is not None])
                 requests, allowed = [requests[row] for row in stay], [allowed[row] for row in stay]
-                logits_BV = logits_BV[stay]
+                logits_BV, scores = logits_BV[stay], None
         if not requests:
             return
         uniforms_B = None
@@ -248,7 +254,7 @@ class Engine:
             uniforms_B = torch.tensor(drawn, dtype=torch.float32, device=self._device)
         ways, penalties = [request.sampling for request in requests], [request.penalties for request in requests]
         n_choices = self.tokenizer.vocab_size
-        tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B, n_choices, penalties, allowed)
+        tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B, n_choices, penalties, allowed, scores)
         ended = []
         for row, (request, token, log_prob) in enumerate(
             zip(requests, tokens_B.tolist(), log_probs_B.tolist(), strict=True)

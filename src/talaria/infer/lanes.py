@@ -77,10 +77,11 @@ class Lanes:
         self.cache.wipe()
 
     def _known(self, request: Request) -> list[int]:
-        """Blocks of what is known of its beginning; its last id is read in any case."""
+        """Blocks of what is known of its beginning; two ids at least are left to read, as one goes through other
+        kernels than the prompt that it ends."""
         if self.prefixes is None:
             return []
-        request.names = block_names(request.ids[:-1], request.names)
+        request.names = block_names(request.ids[:-2], request.names)
         return self.prefixes.find(request.names)
 
     def _width(self, rows: Sequence[Request], n_rows: int) -> int:

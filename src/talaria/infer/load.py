@@ -20,6 +20,8 @@ from talaria.run import MANIFEST, is_finished, read_json, sha256
 
 # Stages whose output answers prompts, the last one first.
 POLICY_STAGES = ("sft", "pretrain")
+COMPILED_PARAMS = 2_000_000_000
+"""Larger models are compiled when asked for: their weights are then held twice, as they came and packed for kernels."""
 
 
 def load(
@@ -39,8 +41,9 @@ def load(
     `quantize` is "int8" or "int4": the weights are rounded as they are read (`talaria.model.quantized`). A folder that
     `talaria quantize` wrote is quantized already. Raises UsageError for any other name. `device` is the GPU where there
     is one, if nothing else is said; one that is not there is a UsageError too. On a CPU the model is compiled
-    (`talaria.model.compiled`) where openvino is installed: several times faster, its weights fixed. `compiled=False`
-    keeps the trunk of torch, True insists. `max_batch_size` and `prefix_cache` are the engine's.
+    (`talaria.model.compiled`) where openvino is installed and it has at most `COMPILED_PARAMS` parameters: several
+    times faster, its weights fixed. `compiled=False` keeps the trunk of torch, True insists. `max_batch_size` and
+    `prefix_cache` are the engine's.
     """
     scheme = None if quantize is None else check_scheme(quantize)
     where = check_device(device)
@@ -55,7 +58,7 @@ def load(
         model = model.to(where).eval()
         model = model if scheme is None else quantize_model(model, scheme)
     if compiled is None:
-        compiled = where.type == "cpu" and can_compile(model.shape)
+        compiled = where.type == "cpu" and can_compile(model.shape) and model.shape.n_params() <= COMPILED_PARAMS
     elif compiled and where.type != "cpu":
         raise UsageError(f"compiled=True with device={where}: models are compiled for a CPU; leave one of them out")
     elif compiled and not can_compile(model.shape):

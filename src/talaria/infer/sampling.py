@@ -16,6 +16,7 @@ from torch import Tensor
 
 from talaria.errors import UsageError, UserError
 from talaria.infer.contract import Sampling, TopLogProbs
+from talaria.model.compiled import Scores
 
 _NUCLEUS_CANDIDATES = 256
 
@@ -69,6 +70,7 @@ def choose_tokens(
     n_choices: int | None = None,
     penalties: Sequence[Penalties | None] = (),
     allowed: Sequence[Tensor | None] = (),
+    scores: Scores | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose one token a row.
 
@@ -76,10 +78,11 @@ def choose_tokens(
     are greedy). n_choices below V bars the ids from there on: rows that pad the vocabulary and mean nothing. `allowed`
     holds one bool (n_choices,) a row, with at least one id, or None for all; it acts after the penalties. Returns
     tokens_B (int64) and log_probs_B (float32): the log-softmax of the raw logits at the chosen tokens, before
-    penalties, temperature, filters and `allowed`. Raises UserError for logits that are NaN or +inf.
+    penalties, temperature, filters and `allowed`. `scores` are those of logits_BV, where the model computed
+    them already. Raises UserError for logits that are NaN or +inf.
     """
     logits_BV = logits_BV.float()
-    log_total_B = logits_BV.logsumexp(dim=-1)
+    log_total_B = logits_BV.logsumexp(dim=-1) if scores is None else scores.log_totals
     if not bool(log_total_B.isfinite().all()):
         raise UserError("the model's logits are not finite; its training diverged or its file is damaged: use another")
     choices_BV = logits_BV[:, :n_choices]
@@ -92,7 +95,11 @@ def choose_tokens(
             if ids_V is not None:
                 row.masked_fill_(~ids_V, -torch.inf)
     groups = _alike(sampling)
-    if len(groups) == 1:
+    is_plain = not any(penalties) and all(ids_V is None for ids_V in allowed)
+    is_greedy = is_plain and all(way.temperature == 0 for way, _ in groups)
+    if scores is not None and is_greedy and bool((scores.best < choices_BV.shape[1]).all()):
+        tokens_B = scores.best
+    elif len(groups) == 1:
         tokens_B = _choose(choices_BV, groups[0][0], uniforms_B)
     else:
         tokens_B = torch.empty(len(logits_BV), dtype=torch.int64, device=logits_BV.device)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 PAGE = 32
 """Positions in a block of keys and values: what OpenVINO's attention on a CPU takes."""
+SMALL = 1 << 28
+"""Weights of up to this many bytes, 256 MiB, are kept a second time for single tokens alone: a graph that knows its
+sizes spends a millisecond less a token on deciding what to do, which larger weights hide behind the reading of them."""
 _INT4_ACTIVATION_GROUP = 32
 
 
@@ -47,8 +50,9 @@ class Piece:
 class PagedReader:
     """The compiled trunk over a memory of its own, `n_blocks` blocks of `PAGE` positions, taken as they are written."""
 
-    def __init__(self, trunk: CompiledModel, shape: ModelShape, n_blocks: int) -> None:
+    def __init__(self, trunk: CompiledModel, single: CompiledModel | None, shape: ModelShape, n_blocks: int) -> None:
         self._request = trunk.create_infer_request()
+        self._single = None if single is None else single.create_infer_request()
         size = (n_blocks, shape.n_kv_heads, PAGE, shape.d_head)
         self._memory = {
             f"{name}.{layer}": np.empty(size, dtype=np.float32)
@@ -57,12 +61,32 @@ class PagedReader:
         }
         for name, array in self._memory.items():
             _give(self._request, name, array)
+        if self._single is not None:
+            for name, array in self._memory.items():
+                _give(self._single, name, array)
+            # Written in place: handing an array over takes longer than filling it.
+            self._token, self._position = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+            self._past, self._longest = np.zeros(1, dtype=np.int32), np.zeros((), dtype=np.int32)
+            self._block_ends = np.zeros(2, dtype=np.int32)
+            self._fixed = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int64)
+            for name, values in (
+                ("tokens", self._token),
+                ("positions", self._position),
+                ("past_lens", self._past),
+                ("max_context_len", self._longest),
+                ("block_indices_begins", self._block_ends),
+                ("subsequence_begins", self._fixed[0]),
+                ("wanted", self._fixed[1]),
+            ):
+                _give(self._single, name, values)
 
     def read(self, pieces: Sequence[Piece], wanted: Sequence[int]) -> Tensor:
         """Final hidden states (M, D) of the wanted tokens, counted over all pieces, one behind the other.
 
         Either all pieces are of one token or none is: the two go through different kernels, which round differently.
         """
+        if self._single is not None and len(pieces) == len(pieces[0].ids) == len(wanted) == 1:
+            return self._read_one(pieces[0])
         ends = [piece.start + len(piece.ids) for piece in pieces]
         blocks = [piece.blocks[: -(-end // PAGE)] for piece, end in zip(pieces, ends, strict=True)]
         positions = [np.arange(piece.start, end) for piece, end in zip(pieces, ends, strict=True)]
@@ -78,7 +102,24 @@ class PagedReader:
         }
         for name, values in inputs.items():
             _give(self._request, name, values)
-        return _result(self._request)
+        return _results(self._request)[0]
+
+    def _read_one(self, piece: Piece) -> Tensor:
+        n_blocks = -(-(piece.start + 1) // PAGE)
+        self._token[0], self._position[0], self._past[0] = piece.ids[0], piece.start, piece.start
+        self._longest[()], self._block_ends[1] = piece.start + 1, n_blocks
+        blocks = np.array(piece.blocks[:n_blocks], dtype=np.int32)
+        _give(self._single, "block_indices", blocks)
+        return _results(self._single)[0]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logits (M, V), the logarithm of the sum of each row's exponentials (M), the id of its largest (M, int64)."""
+
+    logits: Tensor
+    log_totals: Tensor
+    best: Tensor
 
 
 class CompiledTransformer:
@@ -90,15 +131,17 @@ class CompiledTransformer:
 
     device = torch.device("cpu")
 
-    def __init__(self, model: Transformer, trunk: CompiledModel, head: CompiledModel) -> None:
+    def __init__(
+        self, model: Transformer, trunk: CompiledModel, single: CompiledModel | None, head: CompiledModel
+    ) -> None:
         self.shape = model.shape
         self.scheme = model.scheme if isinstance(model, QuantizedTransformer) else None
         self.weight_bytes, self.step_bytes = weight_bytes(model), step_bytes(model)
-        self._trunk, self._head = trunk, head.create_infer_request()
+        self._trunk, self._single, self._head = trunk, single, head.create_infer_request()
 
     def reader(self, n_blocks: int) -> PagedReader:
         """A reader with a memory of its own."""
-        return PagedReader(self._trunk, self.shape, n_blocks)
+        return PagedReader(self._trunk, self._single, self.shape, n_blocks)
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Final hidden states (B, T, D), of texts that are not remembered.
@@ -120,21 +163,25 @@ class CompiledTransformer:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V), fp32, of hidden states (..., D)."""
-        rows = hidden.reshape(-1, hidden.shape[-1]).float().contiguous().numpy()
+        return self.scores(hidden.reshape(-1, hidden.shape[-1])).logits.view(*hidden.shape[:-1], -1)
+
+    def scores(self, hidden_MD: Tensor) -> Scores:
+        """Logits of hidden states, and what every choice of a token wants of them."""
+        rows = hidden_MD.float().contiguous().numpy()
         _give(self._head, "hidden", rows)
-        return _result(self._head).view(*hidden.shape[:-1], -1)
+        return Scores(*_results(self._head))
 
 
 def _give(request: Any, name: str, values: Any) -> None:
-    """An input that is read where it lies; a request keeps it alive until it gets another."""
+    """An input that is read where it lies: the caller keeps it until the request has run."""
     from openvino import Tensor as Shared
 
     request.set_tensor(name, Shared(values, shared_memory=True))
 
 
-def _result(request: Any) -> Tensor:
+def _results(request: Any) -> list[Tensor]:
     request.infer()
-    return torch.from_numpy(request.get_output_tensor(0).data.copy())
+    return [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
 
 
 def can_compile(shape: ModelShape) -> bool:
@@ -162,7 +209,10 @@ def compile_transformer(model: Transformer) -> CompiledTransformer:
     }
     graphs, core = Graphs(model), ov.Core()
     trunk, head = (core.compile_model(graph, "CPU", settings) for graph in (graphs.trunk, graphs.head))
-    return CompiledTransformer(model, trunk, head)
+    single = None
+    if step_bytes(model) <= SMALL:
+        single = core.compile_model(graphs.for_one_token(), "CPU", settings)
+    return CompiledTransformer(model, trunk, single, head)
 
 
 def _begins(lengths: Sequence[int]) -> Any:

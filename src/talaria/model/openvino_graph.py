@@ -2,7 +2,7 @@
 
     graphs = Graphs(model)        # a Transformer, or one of 8- or 4-bit weights
     graphs.trunk    # tokens of several sequences, one behind the other -> final hidden states of the wanted ones
-    graphs.head     # hidden states -> logits
+    graphs.head     # hidden states -> logits, the logarithm of their exponentials' sum, and the largest one's id
 
 A step of a small model on a CPU is hundreds of small operations, and calling them one by one from Python costs more
 than they do; a compiled graph runs them in one call, with kernels that multiply packed integer weights. The graph
@@ -72,28 +72,45 @@ class Graphs:
         inputs = [tokens_N, positions_N, *paging, longest, wanted_M, *caches]
         return ov.Model([hidden_MD], inputs, "trunk")
 
+    def for_one_token(self) -> ov.Model:
+        """The trunk for one token of one sequence: with every size known beforehand, less is decided at each call."""
+        graph = self.trunk.clone()
+        sizes = {item.any_name: item.partial_shape for item in graph.inputs}
+        sizes |= {name: ov.PartialShape([1]) for name in ("tokens", "positions", "past_lens", "wanted")}
+        sizes |= {name: ov.PartialShape([2]) for name in ("subsequence_begins", "block_indices_begins")}
+        graph.reshape(sizes)
+        return graph
+
     def _head(self, model: Transformer) -> ov.Model:
         hidden_MD = _input("hidden", np.float32, [-1, model.shape.d_model])
         if isinstance(model, QuantizedTransformer):
             logits_MV = self._linear(model.output, hidden_MD)
         else:
             logits_MV = ops.matmul(hidden_MD, self._constant(model.head_weight()), False, True)
-        return ov.Model([logits_MV], [hidden_MD], "head")
+        # In two steps, since logits may be too large for the exponential.
+        most_M1 = ops.reduce_max(logits_MV, _integers([1]), True)
+        sums_M1 = ops.reduce_sum(ops.exp(ops.subtract(logits_MV, most_M1)), _integers([1]), True)
+        log_totals_M = ops.squeeze(ops.add(ops.log(sums_M1), most_M1), _integers([1]))
+        best_M = ops.squeeze(ops.topk(logits_MV, _integer(1), 1, "max", "none", "i64").output(1), _integers([1]))
+        return ov.Model([logits_MV, log_totals_M, best_M], [hidden_MD], "head")
 
     def _attention(
-        self, attention: nn.Module, shape: ModelShape, h_ND: Node, rope: Node | None, memory: list[Node], longest: Node
+        self, attention: Any, shape: ModelShape, h_ND: Node, rope: Node | None, memory: list[Node], longest: Node
     ) -> Node:
         H, K, E = shape.n_heads, shape.n_kv_heads, shape.d_head
-        split = ops.variadic_split(self._linear(attention.qkv, h_ND), _integer(1), _integers(shape.qkv_rows))
-        queries, keys, values = split.output(0), split.output(1), split.output(2)
-        turned = []
-        for heads, n, norm in ((queries, H, "query_norm"), (keys, K, "key_norm")):
-            if shape.qk_norm:
-                heads = self._norm(getattr(attention, norm), _reshape(heads, [0, n, E]))
-            if rope is not None:
-                heads = _rotate(heads if shape.qk_norm else _reshape(heads, [0, n, E]), rope, E)
-            turned.append(_reshape(heads, [0, n * E]) if shape.qk_norm or rope is not None else heads)
-        return _paged_attention([*turned, values], memory, longest, K, E)
+        qkv = self._linear(attention.qkv, h_ND)
+        if shape.qk_norm:
+            parts = ops.variadic_split(qkv, _integer(1), _integers(shape.qkv_rows))
+            queries = self._norm(attention.query_norm, _reshape(parts.output(0), [0, H, E]))
+            keys = self._norm(attention.key_norm, _reshape(parts.output(1), [0, K, E]))
+            qk, values = ops.concat([queries, keys], 1), parts.output(2)
+        else:
+            parts = ops.variadic_split(qkv, _integer(1), _integers([(H + K) * E, K * E]))
+            qk, values = _reshape(parts.output(0), [0, H + K, E]), parts.output(1)
+        if rope is not None:
+            qk = _rotate(qk, rope, E)
+        parts = ops.variadic_split(_reshape(qk, [0, (H + K) * E]), _integer(1), _integers([H * E, K * E]))
+        return _paged_attention([parts.output(0), parts.output(1), values], memory, longest, K, E)
 
     def _feed_forward(self, feed_forward: nn.Module, shape: ModelShape, h_ND: Node) -> Node:
         if shape.feed_forward == "swiglu":
