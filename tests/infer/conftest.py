@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+from weakref import WeakKeyDictionary
+
 import pytest
+import torch
 from random_weights import random_model
 
 from talaria.infer.engine import Engine
+from talaria.infer.kv_cache import KVCache
+from talaria.model.compiled import PAGE, CompiledTransformer, compile_transformer
 from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
 
@@ -45,11 +52,59 @@ def tiny_model(variant: dict, seed: int = 0, context: int = 96, vocab_size: int 
     return random_model(shape, seed).eval()
 
 
-@pytest.fixture(params=[LLAMA, GPT2, SHIFTED], ids=["llama", "gpt2", "shifted"])
-def model(request) -> Transformer:
-    return tiny_model(request.param)
+COMPILED: WeakKeyDictionary[Transformer, CompiledTransformer] = WeakKeyDictionary()
+"""What engines run in place of a trunk, which stays the reference."""
+
+
+@cache
+def compiled_trunk(name: str) -> Transformer:
+    """The tiny model of that name, whose engines run it compiled; compiled once, so nobody may change it."""
+    model = tiny_model(VARIANTS[name])
+    COMPILED[model] = compile_transformer(model)
+    return model
+
+
+def runs(model: Transformer) -> Transformer | CompiledTransformer:
+    """What an engine of this model is to run."""
+    return COMPILED.get(model, model)
+
+
+def memory_of(model: Transformer, n_positions: int) -> int:
+    """`cache_bytes` for as many whole blocks as lie in n_positions."""
+    if model in COMPILED:
+        return n_positions // PAGE * model.shape.kv_cache_bytes(1, PAGE)
+    return n_positions // 16 * KVCache.bytes_per_block(model.shape, torch.float32)
+
+
+def model_named(name: str) -> Transformer:
+    """A fixture's parameter, such as "compiled-llama"."""
+    if not name.startswith("compiled-"):
+        return tiny_model(VARIANTS[name])
+    if find_spec("openvino") is None:
+        pytest.skip("needs openvino: pip install 'talaria-lm[serve]'")
+    return compiled_trunk(name.removeprefix("compiled-"))
+
+
+VARIANTS = {"llama": LLAMA, "gpt2": GPT2, "shifted": SHIFTED}
+KEEPERS = ["llama", "gpt2", "compiled-llama", "compiled-gpt2"]
+
+
+@pytest.fixture(params=["llama", "gpt2", "shifted", "compiled-llama", "compiled-gpt2"])
+def model(request: pytest.FixtureRequest) -> Transformer:
+    return model_named(request.param)
+
+
+@pytest.fixture(params=KEEPERS)
+def keeper(request: pytest.FixtureRequest) -> Transformer:
+    """A model of which prefixes are kept."""
+    return model_named(request.param)
+
+
+@pytest.fixture(params=["llama", "compiled-llama"])
+def llama(request: pytest.FixtureRequest) -> Transformer:
+    return model_named(request.param)
 
 
 @pytest.fixture
-def engine(model) -> Engine:
-    return Engine(model, ByteTokenizer())
+def engine(model: Transformer) -> Engine:
+    return Engine(runs(model), ByteTokenizer())

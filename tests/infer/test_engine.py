@@ -8,9 +8,8 @@ import torch
 from talaria.errors import UsageError, UserError
 from talaria.infer.contract import Sampling, row_seed
 from talaria.infer.engine import Engine
-from talaria.infer.kv_cache import KVCache
 
-from .conftest import GPT2, LLAMA, ByteTokenizer, tiny_model
+from .conftest import GPT2, LLAMA, ByteTokenizer, memory_of, runs, tiny_model
 from .test_sampling import reference_penalties
 
 PROMPTS = ["a", "hello there", "你好，世界", "x" * 40, "emoji 🙂 end", "two\nlines", "0123456789" * 3, "hello there"]
@@ -37,12 +36,12 @@ def forward_log_probs(model, prompt_ids, token_ids):
 
 
 @torch.no_grad()
-def test_batched_greedy_is_what_whole_forward_passes_give(engine):
+def test_batched_greedy_is_what_whole_forward_passes_give(engine, model):
     completions = engine.generate(PROMPTS, max_tokens=30, temperature=0)
     parted = []
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         prompt_ids = engine.tokenizer.encode(prompt)
-        expected, gaps = naive_greedy(engine.model, prompt_ids, 30, engine.tokenizer.stop_ids)
+        expected, gaps = naive_greedy(model, prompt_ids, 30, engine.tokenizer.stop_ids)
         assert completion.prompt_tokens == len(prompt_ids)
         if completion.token_ids != expected:
             at = next(i for i, (a, b) in enumerate(zip(completion.token_ids, expected, strict=False)) if a != b)
@@ -66,7 +65,7 @@ def test_rows_that_leave_early_do_not_disturb_the_others(model):
     """With many stop ids, rows finish at different steps and holes are filled again and again."""
     tokenizer = ByteTokenizer()
     tokenizer.stop_ids = frozenset(range(0, 257, 9))
-    engine = Engine(model, tokenizer)
+    engine = Engine(runs(model), tokenizer)
     prompts = [f"prompt {i} " + "ab" * (i % 11) for i in range(30)]
     together = engine.generate(prompts, max_tokens=40, temperature=1.0, seed=3)
     lengths = {len(c.token_ids) for c in together}
@@ -79,28 +78,29 @@ def test_rows_that_leave_early_do_not_disturb_the_others(model):
 
 
 def test_small_batches_and_small_caches_give_the_same_answers(model):
-    wide = Engine(model, ByteTokenizer()).generate(PROMPTS, max_tokens=20, temperature=0)
-    narrow = Engine(model, ByteTokenizer(), max_batch_size=3).generate(PROMPTS, max_tokens=20, temperature=0)
-    two_rows = 8 * KVCache.bytes_per_block(model.shape, torch.float32)
-    tight = Engine(model, ByteTokenizer(), cache_bytes=two_rows).generate(PROMPTS, max_tokens=20, temperature=0)
+    options = {"max_tokens": 20, "temperature": 0}
+    wide = Engine(runs(model), ByteTokenizer()).generate(PROMPTS, **options)
+    narrow = Engine(runs(model), ByteTokenizer(), max_batch_size=3).generate(PROMPTS, **options)
+    two_rows = memory_of(model, 128)
+    tight = Engine(runs(model), ByteTokenizer(), cache_bytes=two_rows).generate(PROMPTS, **options)
     assert [c.token_ids for c in wide] == [c.token_ids for c in narrow] == [c.token_ids for c in tight]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "top_k": 5}, {"temperature": 0}, {"top_p": 0.5}])
-def test_log_probs_are_the_trainers_forward_log_probs(engine, options):
+def test_log_probs_are_the_trainers_forward_log_probs(engine, model, options):
     """Before temperature and filters: the bug is a policy ratio that starts away from 1."""
     for prompt, completion in zip(PROMPTS, engine.generate(PROMPTS, max_tokens=20, seed=1, **options), strict=True):
-        expected = forward_log_probs(engine.model, engine.tokenizer.encode(prompt), completion.token_ids)
+        expected = forward_log_probs(model, engine.tokenizer.encode(prompt), completion.token_ids)
         assert completion.log_probs == pytest.approx(expected, abs=1e-4)
 
 
 @torch.no_grad()
-def test_loglikelihood_is_the_forward_log_prob_of_the_continuation(engine):
+def test_loglikelihood_is_the_forward_log_prob_of_the_continuation(engine, model):
     pairs = [("a", "bc"), ("hello there", " world"), ("x" * 60, "y"), ("你好", "，世界"), ([1, 2, 3], [4])]
     for (context, continuation), score in zip(pairs, engine.loglikelihood(pairs), strict=True):
         context_ids, ids = (engine.tokenizer.encode(t) if isinstance(t, str) else t for t in (context, continuation))
-        assert score.log_prob == pytest.approx(sum(forward_log_probs(engine.model, context_ids, ids)), abs=1e-3)
+        assert score.log_prob == pytest.approx(sum(forward_log_probs(model, context_ids, ids)), abs=1e-3)
         assert score.n_tokens == len(ids)
     [greedy] = engine.generate(["hello"], max_tokens=6, temperature=0)
     [score, other] = engine.loglikelihood([("hello", greedy.token_ids), ("hello", [*greedy.token_ids[:-1], 7])])
@@ -178,7 +178,7 @@ def test_ids_beyond_the_tokenizer_are_never_chosen():
 
 
 @torch.no_grad()
-def test_penalised_greedy_is_what_whole_forward_passes_and_the_definitions_give(engine):
+def test_penalised_greedy_is_what_whole_forward_passes_and_the_definitions_give(engine, model):
     """The bug is a count that misses the prompt, the newest token, or that a neighbour's tokens get into."""
     options = {"presence_penalty": 0.5, "frequency_penalty": 0.3, "repetition_penalty": 1.2, "logit_bias": {65: 3.0}}
     prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
@@ -187,7 +187,7 @@ def test_penalised_greedy_is_what_whole_forward_passes_and_the_definitions_give(
     ):
         answer: list[int] = []
         for token in completion.token_ids:
-            logits = engine.model(torch.tensor([prompt + answer]))[0, -1].tolist()
+            logits = model(torch.tensor([prompt + answer]))[0, -1].tolist()
             changed = reference_penalties(logits, prompt, answer, Sampling(**options))
             assert changed[token] > max(changed) - 1e-4
             answer.append(token)

@@ -146,10 +146,10 @@ def test_a_gpu_gives_the_log_probabilities_of_the_cpu(saved, tmp_path, scheme):
     engines = [load(saved, scheme)]
     if scheme is not None:
         quantized = tmp_path / "quantized"
-        save_quantized(load(saved, scheme).model, engines[0].tokenizer, quantized)
+        save_quantized(load(saved, scheme).trunk, engines[0].tokenizer, quantized)
         engines.append(load(quantized))
     for engine in engines:
-        assert next(engine.model.parameters()).device.type == "cuda"
+        assert next(engine.trunk.parameters()).device.type == "cuda"
         for one, other in zip(engine.loglikelihood(pairs), expected, strict=True):
             assert one.log_prob == pytest.approx(other.log_prob, abs=0.05 if scheme else 1e-3)
         assert engine.generate(["a b"] * 3, max_tokens=8, temperature=0)[0].token_ids

@@ -43,5 +43,5 @@ def test_weights_take_the_bytes_predicted(name: str, scheme: str | None) -> None
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_cache_is_that_of_rows_of_the_whole_context(name: str) -> None:
     engine = Engine(random_model(SHAPES[name]), ByteTokenizer(), max_batch_size=3)
-    cache: KVCache = engine._scheduler.cache
+    cache: KVCache = engine._scheduler.memory.cache
     assert serving_memory(SHAPES[name], None, rows=3).cache == sum(stored.nbytes for stored in cache._stored)

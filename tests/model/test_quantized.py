@@ -104,31 +104,64 @@ def groups(weight):
 
 
 def test_int4_groups_err_no_more_than_their_own_grid_would():
-    """Root mean square over a group: half a step of its range at most, and what bfloat16 rounds scale and zero by."""
+    """Root mean square over a group, against a grid of 16 points over its range and 0, with 0 on one of the points.
+
+    Moved to that point the grid ends within half a step of either end of the range, so no weight is further than half
+    a step from its nearest point. bfloat16 then moves a scale by u of itself and a weight by 15 steps' worth at the
+    most: once for the scale that the search starts from, once for each of the two that it fits, and a zero, at most 8
+    steps from the middle, by 8. A fitted scale is at most 1.5 times the first, since no weight is further from 0 than
+    1.5 times its own steps: (15 + 2 * 15 * 1.5 + 8 * 1.5) u = 72 u of a step.
+    """
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     weight[5, :32] = 0.25
+    weight[6, 32:64] = weight[6, 32:64].abs() + 2
     q, grid = to_int4(weight, torch.ones(96))
-    error = groups(Int4Linear(q, grid).dequantised() - weight)
-    low, high = groups(weight).amin(-1), groups(weight).amax(-1)
+    linear = Int4Linear(q, grid)
+    error = groups(linear.dequantised() - weight)
+    low, high = groups(weight).amin(-1).clamp_max(0), groups(weight).amax(-1).clamp_min(0)
     step = (high - low) / 15
-    bound = step * (0.5 + 15 * U) + U * (low + 8 * step).abs()
-    assert bool((error.square().mean(-1).sqrt() <= bound).all())
-    plain_q = ((groups(weight) - low[..., None]) / step[..., None].clamp_min(1e-9)).round()
-    plain = plain_q * step[..., None] + low[..., None] - groups(weight)
+    assert bool((error.square().mean(-1).sqrt() <= step * (0.5 + 72 * U)).all())
+    zero = (-low / step).round()
+    plain_q = ((groups(weight) / step[..., None]).round() + zero[..., None]).clamp(0, 15)
+    plain = (plain_q - zero[..., None]) * step[..., None] - groups(weight)
+    assert float((plain.abs() / step[..., None]).max()) < 0.5001
     assert error.square().sum() < 0.97 * plain.square().sum()  # the search is there to be better than no search
 
 
-def test_int4_grids_are_fitted_to_the_steps_their_weights_take():
-    """Of all scales and zeros for the same q none has much less error: rounding them to bfloat16 costs under 1 %."""
+def test_int4_zeros_are_whole_steps_and_named_as_such():
+    """The bug: weights computed by integers that are not those which `dequantised` shows, zero rounding included."""
+    weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0))
+    weight[0], weight[1], weight[2] = weight[0].abs() + 1, -weight[1].abs() - 1, 0
+    linear = Int4Linear(*to_int4(weight, torch.ones(96)))
+    scales, steps = linear.scales_and_steps()
+    assert scales.shape == steps.shape == (70, 3, 1)
+    assert (steps[0] == 0).all() and (steps[1] == 15).all()
+    exact = (linear.quantised().view(70, 3, GROUP).float() - steps.float()) * scales
+    # What the two differ by is a zero's own rounding: u of at most 8 steps.
+    assert bool(((groups(linear.dequantised()) - exact).abs() <= 8 * U * scales).all())
+    assert (linear.dequantised()[2] == 0).all()
+
+
+def test_int4_zeros_between_steps_are_refused():
+    grid = torch.tensor([0.1, 0.03]).bfloat16().expand(2, 64, 2).contiguous()
+    q_NK = torch.zeros(64, 64, dtype=torch.uint8)
+    with pytest.raises(UserError, match="quantize the model again"):
+        Int4Linear(q_NK, grid).scales_and_steps()
+    outside = torch.tensor([0.125, 1.125]).bfloat16().expand(2, 64, 2).contiguous()  # 0 would be at step -1
+    with pytest.raises(UserError, match="quantize the model again"):
+        Int4Linear(q_NK, outside).scales_and_steps()
+
+
+def test_int4_scales_are_fitted_to_the_steps_their_weights_take():
+    """Of all scales for the same q and zero none has much less error: rounding them to bfloat16 costs under 1 %."""
     generator = torch.Generator().manual_seed(0)
     weight, importance = torch.randn(64, 96, generator=generator), torch.rand(96, generator=generator)
-    q, grid = to_int4(weight, importance)
-    error = (Int4Linear(q, grid).dequantised() - weight).square() @ importance
-    root = importance.sqrt().double().view(3, GROUP, 1)
-    steps = torch.stack([groups(q.double() - 8), torch.ones(64, 3, GROUP, dtype=torch.float64)], dim=-1)
-    target = groups(weight.double())[..., None]
-    least = torch.linalg.lstsq(steps * root, target * root).solution
-    least_error = ((steps @ least - target) * root).square().sum()
+    linear = Int4Linear(*to_int4(weight, importance))
+    error = (linear.dequantised() - weight).square() @ importance
+    steps = groups(linear.quantised().double()) - linear.scales_and_steps()[1].double()
+    target, counts = groups(weight.double()), importance.double().view(3, GROUP)
+    least = (steps * target * counts).sum(-1, keepdim=True) / (steps.square() * counts).sum(-1, keepdim=True)
+    least_error = ((steps * least - target).square() * counts).sum()
     assert least_error < error.sum() < 1.03 * least_error
 
 
@@ -228,10 +261,10 @@ def test_unknown_schemes_are_refused_by_name(tmp_path):
 def test_a_folder_opens_again_without_rounding_twice(scheme, tokenizer, tmp_path):
     original = model_of(GPT2, d_ff=40, vocab_size=tokenizer.vocab_size)
     save_model(original, tokenizer, tmp_path / "full")
-    quantized = load(tmp_path / "full", quantize=scheme).model
+    quantized = load(tmp_path / "full", quantize=scheme, compiled=False).trunk
     save_quantized(quantized, tokenizer, tmp_path / "small")
     assert is_quantized(tmp_path / "small") and not is_quantized(tmp_path / "full")
-    again = load(tmp_path / "small").model
+    again = load(tmp_path / "small", compiled=False).trunk
     tokens = torch.randint(256, (2, 20), generator=torch.Generator().manual_seed(0))
     assert torch.equal(again(tokens), quantized(tokens))
     assert weight_bytes(again) == weight_bytes(quantized)

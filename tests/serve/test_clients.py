@@ -229,7 +229,7 @@ def test_a_prompt_that_the_engine_refuses_ends_alone_and_a_closed_answer_frees_i
         "".join(chunk.text for chunk in asyncio.run(ask())) == engine.generate([prompt], max_tokens=40, seed=3)[0].text
     )
     worker.stop()
-    assert not engine.busy and scheduler.n_free_blocks == scheduler.cache.n_blocks
+    assert not engine.busy and scheduler.n_free_blocks == scheduler.memory.n_blocks
 
 
 def test_stopping_finishes_what_streams_within_its_time_and_ends_the_rest(engine):
