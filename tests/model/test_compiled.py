@@ -199,17 +199,18 @@ def test_int4_rounds_activations_within_their_own_32_columns(size):
 
 @pytest.mark.parametrize("name", CASES)
 def test_int4_logits_are_off_by_what_rounding_activations_costs(name):
-    """A rounded number is off by a uniform error within half a step, 1/127 of the largest of its 32, so by a root mean
-    square of 1/(127 sqrt(12)) of that, and the largest is at most sqrt(32) times the root mean square of the 32: 1.3 %
-    at the worst. Errors of products one behind another (four a layer and the head) add up as independent ones do.
+    """A rounded number is off by a uniform error within half a step, 1/127 of the largest of its group, so by a root
+    mean square of 1/(127 sqrt(12)) of that; the largest of n is at most sqrt(n) times their root mean square: 1.3 % for
+    32, 1.8 % for the 64 of the head. Errors of products one behind another, four a layer and the head's, add up as
+    independent ones do.
     """
     trunk, compiled = pair(name, "int4")
     tokens = torch.tensor([ids_of(70), ids_of(70, 1)])
     with torch.no_grad():
         expected = trunk(tokens)
     error = compiled.head(compiled.hidden(tokens)) - expected
-    n_products = 4 * trunk.shape.n_layers + 1
-    assert error.norm() < math.sqrt(32) / (127 * math.sqrt(12)) * math.sqrt(n_products) * expected.norm()
+    n_columns = 4 * trunk.shape.n_layers * 32 + 64
+    assert error.norm() < math.sqrt(n_columns) / (127 * math.sqrt(12)) * expected.norm()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
