@@ -44,7 +44,7 @@ from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
 from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
 from talaria.infer.scheduler import Memory, Request, Scheduler
 from talaria.infer.text_stream import TextStream
-from talaria.model.compiled import PAGE, CompiledTransformer, Scores
+from talaria.model.compiled import PAGE, CompiledTransformer, Scores, torch_rests
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
@@ -214,26 +214,21 @@ class Engine:
     def _advance(self) -> None:
         """Schedule, run, postprocess."""
         scheduler = self._scheduler
-        n_threads = torch.get_num_threads()
         try:
-            if isinstance(self.model, CompiledTransformer):
-                # Its own threads wait in a loop for the next call, and torch's would wait for theirs.
-                torch.set_num_threads(1)
-            plan = scheduler.plan()
-            requests, logits_BV, scores = run(self.model, scheduler.memory, plan)
-            for request in plan.prefill:
-                if request.is_read:
-                    scheduler.remember(request)
-            scheduler.settle()
-            if requests:
-                self._choose(requests, logits_BV, scores)
+            with torch_rests(self.model):
+                plan = scheduler.plan()
+                requests, logits_BV, scores = run(self.model, scheduler.memory, plan)
+                for request in plan.prefill:
+                    if request.is_read:
+                        scheduler.remember(request)
+                scheduler.settle()
+                if requests:
+                    self._choose(requests, logits_BV, scores)
         except BaseException:
             # Rows and requests may no longer agree: begin anew.
             scheduler.drop_all()
             self._requests.clear()
             raise
-        finally:
-            torch.set_num_threads(n_threads)
 
     @torch.inference_mode()
     def _choose(self, requests: list[Request], logits_BV: torch.Tensor, scores: Scores | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from talaria.infer.contract import LogLikelihood, TopLogProbs
 from talaria.infer.memory import POSITIONS_AT_ONCE
 from talaria.infer.sampling import token_log_probs, top_log_probs
-from talaria.model.compiled import CompiledTransformer
+from talaria.model.compiled import CompiledTransformer, torch_rests
 from talaria.model.transformer import Transformer
 
 # Logits held at once.
@@ -27,16 +27,17 @@ def prompt_log_probs(
 
     Needs at least one id, within the vocabulary, and at most a context of them; the lists are one shorter.
     """
-    hidden_TD = model.hidden(torch.tensor([list(ids)], device=model.device))[0, :-1]
-    targets_T = torch.tensor(ids[1:], device=hidden_TD.device)
-    n_at_once = max(1, _LOGITS_AT_ONCE // model.shape.vocab_size)
-    log_probs: list[float] = []
-    tops: list[TopLogProbs] = []
-    for part_ND, part_N in zip(torch.split(hidden_TD, n_at_once), torch.split(targets_T, n_at_once), strict=True):
-        logits_NV = model.head(part_ND).float()
-        log_probs += token_log_probs(logits_NV, part_N).tolist()
-        if n_top:
-            tops += [top_log_probs(logits_V, n_top, n_choices) for logits_V in logits_NV]
+    with torch_rests(model):
+        hidden_TD = model.hidden(torch.tensor([list(ids)], device=model.device))[0, :-1]
+        targets_T = torch.tensor(ids[1:], device=hidden_TD.device)
+        n_at_once = max(1, _LOGITS_AT_ONCE // model.shape.vocab_size)
+        log_probs: list[float] = []
+        tops: list[TopLogProbs] = []
+        for part_ND, part_N in zip(torch.split(hidden_TD, n_at_once), torch.split(targets_T, n_at_once), strict=True):
+            logits_NV = model.head(part_ND).float()
+            log_probs += token_log_probs(logits_NV, part_N).tolist()
+            if n_top:
+                tops += [top_log_probs(logits_V, n_top, n_choices) for logits_V in logits_NV]
     return log_probs, tops
 
 
@@ -51,7 +52,8 @@ def score_pairs(
         longest = len(pairs[order[0]][0]) + len(pairs[order[0]][1])
         n_rows = max(1, min(max_batch_size, POSITIONS_AT_ONCE // longest))
         batch, order = order[:n_rows], order[n_rows:]
-        scores.update(zip(batch, _score(model, [pairs[i] for i in batch]), strict=True))
+        with torch_rests(model):
+            scores.update(zip(batch, _score(model, [pairs[i] for i in batch]), strict=True))
     return [scores[i] for i in range(len(pairs))]
 
 
