@@ -196,6 +196,21 @@ def test_every_stage_and_model_is_told(run: Path) -> None:
         assert f"\n## {heading}\n" in card
 
 
+def test_every_part_of_the_page_is_there(run: Path) -> None:
+    """The bug: a section that is built and never put on the page, or a curve without its points."""
+    html = write_report(run).read_text(encoding="utf-8")
+    sections = dict(re.findall(r'<section><h2 id="(\w+)">.*?</h2>(.*?)</section>', html, re.DOTALL))
+    assert list(sections) == ["scores", "samples", "training", "corpus", "lineage", "card"]
+    for chart in ("Loss", "Throughput", "Model FLOPs utilisation", "Gradient noise scale", "Learning rate"):
+        drawn = re.findall(rf'<svg [^>]*aria-label="{chart}">.*?</svg>', sections["training"], re.DOTALL)
+        assert len(drawn) == 2 and all('points="' in svg for svg in drawn), f"{chart}, of both trainings"
+    for task in TASKS:
+        assert task in sections["scores"] and task in sections["samples"]
+    assert "95 % interval" in sections["scores"]
+    for heading in ("Abilities", "Limits", "Data"):
+        assert f"<h3>{heading}</h3><ul><li>" in sections["card"]
+
+
 @pytest.mark.parametrize("missing", ["world", "corpus", "tokenizer", "pretrain", "sft", "eval"])
 def test_missing_stage_is_left_out_not_a_crash(run: Path, missing: str) -> None:
     for path in sorted((run / missing).rglob("*"), reverse=True):

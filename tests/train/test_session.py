@@ -104,6 +104,31 @@ def test_mfu_is_a_share_of_all_ranks_in_the_dtype_that_runs(monkeypatch: pytest.
     assert list(shares.values()) == pytest.approx([1.0, 0.5, 0.25])
 
 
+def test_a_compiled_run_learns_the_same_and_is_saved_under_the_same_names(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: a compiled module's weights are saved under a wrapper's names, and nothing else can load them."""
+    compiled: list[object] = []
+    real = torch.compile
+
+    def without_a_compiler(function: object) -> object:
+        compiled.append(function)
+        return real(function, backend="eager")  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    settings = PRETRAIN.model_copy(update={"dtype": "float32"})
+    pretrain(settings, MODEL, tokens, 1, tmp_path / "plain")
+    assert not compiled
+    pretrain(settings.model_copy(update={"compile": True}), MODEL, tokens, 1, tmp_path / "compiled")
+    assert len(compiled) == 1
+    plain, other = (load_model(tmp_path / name / "model")[0].state_dict() for name in ("plain", "compiled"))
+    assert plain.keys() == other.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-4)
+    (saved,) = checkpoints(tmp_path / "compiled" / "checkpoints")
+    assert load_model(saved)[0].state_dict().keys() == plain.keys()
+
+
 def test_without_held_out_text_training_ends_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The bug: the validation of the last step fails, after all of the training, and again at each resume."""
     folder = write_tokens(tmp_path / "tokens", 0.0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -16,6 +19,7 @@ from talaria.world.framing import NOUN_PHRASES, REQUESTS, SUMS, Frames
 from talaria.world.people import LANGUAGES, RELATIONS, build_world
 from talaria.world.phrasing import ask, state
 from talaria.world.phrasings import PHRASINGS, exam_questions, written_questions
+from talaria.world.programs import program
 from talaria.world.settings import WORLD_VERSION, WorldSettings
 from talaria.world.two_hop import CORES, HOPS, split_two_hops
 
@@ -181,6 +185,16 @@ def test_worked_steps_are_true(a: int, b: int) -> None:
         assert text.rstrip(".。").endswith(str(a + b))
         for step in re.findall(r"([\d+]+)=(\d+)", text):
             assert sum(int(part) for part in step[0].split("+")) == int(step[1])
+
+
+def test_programs_print_what_the_world_says_they_print() -> None:
+    """The bug: a maker whose output is written by hand and wrong, which training then teaches."""
+    rng = random.Random(0)
+    for source, output in {program(rng) for _ in range(600)}:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(source, "program", "exec"), {})
+        assert printed.getvalue() == output + "\n", source
 
 
 def test_two_hop_answers_follow_from_the_facts_and_never_use_a_fact_that_may_not_be_asked() -> None:
