@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -18,6 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import talaria
 
+from talaria.errors import UsageError
+from talaria.preflight import check_texts
+from talaria.recipe import read_recipe
+from talaria.run import lock, sha256
+from talaria.train.meter import Meter
 from talaria.world import arithmetic
 
 RECIPE = """
@@ -351,6 +357,108 @@ def test_a_disk_that_fills_up_while_weights_are_saved_is_one_line(
 # ----------------------------------------------------------------------------------- a whole run
 
 
+@pytest.fixture
+def copied(finished: Path, recipe: Path) -> Path:
+    """The whole run once more, where `recipe` has its own: a test may damage it."""
+    return Path(shutil.copytree(finished, recipe.parent / "runs" / "tiny")).relative_to(recipe.parent)
+
+
+def flip(path: Path, place: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def hashes(run: Path, *left_out: Path) -> dict[Path, str]:
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: sha256(path) for path in files if not any(path.is_relative_to(place) for place in left_out)}
+
+
+def test_a_corrupt_shard_is_one_line_and_the_run_goes_on_once_it_is_gone(
+    copied: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = copied / "tokenizer" / "shards" / "train-00000.bin"
+    flip(shard)
+    before = hashes(copied)
+    assert talaria("run", recipe) == 1
+    told = capsys.readouterr().err.splitlines(keepends=True)[-1]
+    assert_one_line(told, str(shard), "hash mismatch", f"delete {copied / 'tokenizer'} and run again")
+    assert hashes(copied) == before
+    shutil.rmtree(copied / "tokenizer")
+    assert talaria("run", recipe) == 0
+    assert capsys.readouterr().err.count("is current") == 5, "the tokenizer alone is made again, and is the same"
+    assert talaria("verify", copied) == 0
+
+
+def test_a_corrupt_checkpoint_is_one_line_and_the_earlier_model_stays(
+    copied: Path, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = copied / "pretrain.partial"
+    before = hashes(copied)
+
+    def stop(meter: Meter, step: int, result: object) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    changed = ["pretrain", recipe, "pretrain.checkpoint_every_seconds=1e-9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, "count", stop)
+        patch.setattr(Meter, "row", lambda *_: {})
+        assert talaria(*changed) == 130
+    saved = partial / "checkpoints" / "step-000002"
+    flip(saved / "optimizer.safetensors")
+    capsys.readouterr()
+    assert talaria(*changed) == 1
+    told = capsys.readouterr().err.splitlines(keepends=True)[-1]
+    assert_one_line(told, str(saved / "optimizer.safetensors"), "hash mismatch", f"delete {saved}")
+    assert hashes(copied, partial) == before
+    assert talaria("verify", copied) == 0
+    shutil.rmtree(saved)
+    assert talaria(*changed) == 0
+    assert not partial.exists()
+
+
+def test_a_second_run_in_one_folder_is_one_line_and_touches_nothing(
+    copied: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hashes(copied)
+    with lock(copied):
+        for command in ("run", "corpus"):
+            assert talaria(command, recipe, "world.seed=1") == 1
+            assert_one_line(capsys.readouterr().err, str(copied), f"process {os.getpid()}", "run.name=NAME")
+    assert hashes(copied) == before
+    assert talaria("verify", copied) == 0
+
+
+def test_verify_fails_on_one_changed_byte_of_any_file_of_a_whole_run(copied: Path) -> None:
+    files = hashes(copied, copied / "report")  # the report tells the run and is no part of its chain
+    assert len(files) > 40
+    for path in files:
+        original = path.read_bytes()
+        if not original:
+            continue
+        flip(path, len(original) // 2)
+        assert talaria("verify", copied) == 1, path
+        path.write_bytes(original)
+    assert talaria("verify", copied) == 0
+
+
+def test_choices_that_no_model_scores_need_no_room_in_the_context(copied: Path, recipe: Path) -> None:
+    """The bug: a context that holds every question with its answer is refused for a longer choice beside it."""
+    exam = copied / "world" / "exam.jsonl"
+    item = json.loads(exam.read_text().splitlines()[0])
+    longer = item | {"id": "longer", "choices": [item["answer"], "a much longer answer " * 20]}
+    exam.write_text(exam.read_text() + json.dumps(longer) + "\n")
+    needed = {}
+    for scored in (0, 1):
+        given = [f"eval.likelihood_per_task={scored}", "eval.limit_per_task=none"]
+        with pytest.raises(UsageError) as refused:
+            check_texts(read_recipe(recipe, [*given, "model.context=8"]))
+        [needed[scored]] = map(int, re.findall(r"model\.context=(\d+)", str(refused.value)))
+        check_texts(read_recipe(recipe, [*given, f"model.context={needed[scored]}"]))
+    assert needed[0] < needed[1]
+
+
 def test_raw_text_to_a_verified_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert talaria("verify", finished) == 0
     stages = ("world", "corpus", "tokenizer", "pretrain", "sft", "eval")
@@ -444,5 +552,7 @@ def test_init_makes_a_recipe_that_runs_without_editing(tmp_path: Path, monkeypat
     )
     assert talaria("init", texts, "--minutes", "0.8") == 0
     assert talaria("run", "texts.toml", "pretrain.tokens=3000", "conversations.continuations=50") == 0
-    assert (tmp_path / "runs" / "texts" / "eval" / "results.csv").exists()
+    run = tmp_path / "runs" / "texts"
+    assert (run / "eval" / "results.csv").exists()
+    assert "what each model writes there" in (run / "report" / "report.html").read_text()
     assert talaria("init", texts) == 1, "an existing recipe is not overwritten"

@@ -103,7 +103,8 @@ def _positions_of_exam(recipe: Recipe, tokenizer: Tokenizer) -> int:
     needed = 0
     for items in choose_items(exam, recipe.eval.tasks, recipe.eval.limit_per_task).values():
         for item in items:
-            answers = [item.answer, *ranked_choices(item, recipe.eval.max_choices)]
+            choices = ranked_choices(item, recipe.eval.max_choices) if recipe.eval.likelihood_per_task != 0 else []
+            answers = [item.answer, *choices]
             longest = max(answers, key=lambda text: len(tokenizer.encode(text)))
             for strategy in strategies:
                 prompt, answer = likelihood_pair(tokenizer, item, longest, strategy)
