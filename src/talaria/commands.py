@@ -24,7 +24,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be
 def init_recipe(folder: Path, output: Path | None, minutes: float) -> None:
     """Write a recipe for the texts below `folder`, sized so that a whole run takes about `minutes` here."""
     from talaria.corpus.files import find_files
-    from talaria.train.sizing import OPTIMIZER, plan_own_text
+    from talaria.train.sizing import OPTIMIZER, REPLAY_SHARE, plan_own_text
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give a folder that holds your text files")
@@ -71,7 +71,7 @@ continuations = {plan.continuations}
 [sft]
 epochs = 1
 batch_tokens = {plan.batch_tokens}
-replay_share = 0.25
+replay_share = {REPLAY_SHARE}
 optimizer = {{ learning_rate = 5e-4, weight_decay = 0.0 }}
 
 [eval]

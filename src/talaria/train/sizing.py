@@ -7,6 +7,7 @@ then picks the depth whose full run fits the time. Predictions hold for this mac
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -19,14 +20,19 @@ from talaria.corpus.build import build_corpus, read_corpus
 from talaria.corpus.document import read_documents
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UserError
+from talaria.feedback.continuations import write_continuations
+from talaria.feedback.settings import ConversationSettings
 from talaria.model.device import default_device
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.model.transformer import Transformer
 from talaria.run import atomic_write
-from talaria.tokens.batches import Batch
+from talaria.tokens.batches import Batch, pack_conversations
+from talaria.tokens.chat import encode_chat
+from talaria.tokens.conversations import read_conversations
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import Shards, write_shards
 from talaria.tokens.tokenizer import Tokenizer
+from talaria.train.allocator import keep_freed_memory
 from talaria.train.optim import make_optimizers
 from talaria.train.precision import training_dtype
 from talaria.train.session import on_device
@@ -41,8 +47,11 @@ _TOKENS_PER_PARAMETER = 5.0
 """Fewest training tokens a parameter for a depth to be chosen: a quarter of Chinchilla's, as time is what is short."""
 OPTIMIZER = OptimizerSettings(name="muon", learning_rate=1e-2, newton_schulz_steps=3, final_rate=0.0)
 """What the demo trains with, at half its rate, since one's own text may want a larger model."""
+REPLAY_SHARE = 0.25
+"""Of each batch of fine-tuning."""
 _START_SECONDS = 8.0
 """Importing libraries and writing the report."""
+_SAMPLED_CONTINUATIONS = 500
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ def probe(
 ) -> float:
     """Seconds of one optimisation step of `rows` x `context` tokens on this machine: the median after one warm-up."""
     device = default_device()
+    if device.type == "cpu":
+        keep_freed_memory()  # as a training run does
     model = Transformer(shape, torch.Generator().manual_seed(0)).to(device)
     products = training_dtype(dtype, device)
     optimizers = make_optimizers(model, optimizer, 1e-3, products)
@@ -107,10 +118,10 @@ def plan_own_text(folder: Path, minutes: float, context: int = 256, batch_tokens
     vocab_size = 4096
     with tempfile.TemporaryDirectory() as scratch:
         size, sampled = _write_sample(folder, Path(scratch) / "sample.jsonl")
-        corpus_seconds, tokenizer_seconds, train_tokens = _miniature(Path(scratch), vocab_size)
+        sample = _miniature(Path(scratch), vocab_size, context)
     share = size / sampled
-    corpus_seconds, tokenizer_seconds = corpus_seconds * share, tokenizer_seconds * share
-    data_tokens = train_tokens * share
+    corpus_seconds, tokenizer_seconds = sample.corpus_seconds * share, sample.tokenizer_seconds * share
+    data_tokens = sample.train_tokens * share
     budget = minutes * 60 - corpus_seconds - tokenizer_seconds - _START_SECONDS
     if budget < 30:
         raise UserError(
@@ -129,8 +140,10 @@ def plan_own_text(folder: Path, minutes: float, context: int = 256, batch_tokens
         best = shape, depth, max(steps, 1), step_seconds
     assert best is not None
     shape, depth, steps, step_seconds = best
-    # About 110 tokens a conversation; a quarter of each batch is replayed text.
-    continuations = max(200, int(0.08 * budget / step_seconds * rows * context * 0.75 / 110))
+    conversations_a_step = max(1, rows - max(1, round(rows * REPLAY_SHARE))) / sample.rows_a_conversation
+    continuations = int(0.08 * budget / step_seconds * conversations_a_step)
+    continuations = max(2, min(max(200, continuations), int(sample.passages * share)))
+    sft_seconds = continuations / conversations_a_step * step_seconds
     return OwnTextPlan(
         depth=depth,
         params=shape.n_params(),
@@ -143,7 +156,7 @@ def plan_own_text(folder: Path, minutes: float, context: int = 256, batch_tokens
         corpus_seconds=corpus_seconds,
         tokenizer_seconds=tokenizer_seconds,
         pretrain_seconds=steps * step_seconds,
-        rest_seconds=0.1 * budget + _START_SECONDS,
+        rest_seconds=1.25 * sft_seconds + _START_SECONDS,  # a quarter more for validation and evaluation
     )
 
 
@@ -164,8 +177,21 @@ def _write_sample(folder: Path, path: Path) -> tuple[int, int]:
     return size, sum(len(json.loads(row)["text"].encode()) for _, row in kept)
 
 
-def _miniature(scratch: Path, vocab_size: int) -> tuple[float, float, int]:
-    """Run the corpus and tokenizer stages over the sample; seconds of each, and training tokens."""
+@dataclass(frozen=True)
+class _Sample:
+    """What the stages before training took for the sample and made of it."""
+
+    corpus_seconds: float
+    tokenizer_seconds: float
+    train_tokens: int
+    passages: int
+    """At most so many conversations can be made of its text."""
+    rows_a_conversation: float
+    """Of a training batch: Chinese passages fill a row each, of English ones two or three share one."""
+
+
+def _miniature(scratch: Path, vocab_size: int, context: int) -> _Sample:
+    """Run the stages before training over the sample."""
     start = time.perf_counter()
     build_corpus(CorpusSettings(paths=[str(scratch / "sample.jsonl")]), scratch / "corpus")
     corpus_seconds = time.perf_counter() - start
@@ -174,4 +200,11 @@ def _miniature(scratch: Path, vocab_size: int) -> tuple[float, float, int]:
     tokenizer = Tokenizer.train((document.text for document in read_corpus(scratch / "corpus")), settings)
     write_shards(read_corpus(scratch / "corpus"), tokenizer, scratch / "shards", settings)
     tokenizer_seconds = time.perf_counter() - start
-    return corpus_seconds, tokenizer_seconds, Shards(scratch / "shards", "train").n_tokens
+    passage = ConversationSettings(continuations=_SAMPLED_CONTINUATIONS)
+    span = passage.opening_characters + passage.answer_characters
+    passages = sum(math.ceil(len(document.text) / span) for document in read_corpus(scratch / "corpus"))
+    write_continuations(read_corpus(scratch / "corpus"), passage, scratch / "conversations.jsonl")
+    chats = [encode_chat(tokenizer, messages) for messages in read_conversations(scratch / "conversations.jsonl")]
+    rows = max(1, len(pack_conversations(chats, context).inputs_RT))
+    train_tokens = Shards(scratch / "shards", "train").n_tokens
+    return _Sample(corpus_seconds, tokenizer_seconds, train_tokens, passages, rows / len(chats))
