@@ -219,6 +219,19 @@ def test_missing_stage_is_left_out_not_a_crash(run: Path, missing: str) -> None:
     assert not page.open and "Traceback" not in page.text
 
 
+def test_a_run_without_an_exam_shows_how_its_models_continue_held_out_text(run: Path) -> None:
+    for file in (run / "eval").glob("items-*.jsonl"):
+        file.unlink()
+    for name, answer in (("pretrained", "waters of the night"), ("sft", HOSTILE)):
+        row = {"opening": "The river " + HOSTILE, "text": "ran on.", "answer": answer}
+        _write(run / "eval" / f"continuations-{name}.jsonl", json.dumps(row) + "\n")
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "script" not in page.tags and not page.open
+    for said in ("The river " + HOSTILE, "the text" + "ran on.", "waters of the night"):
+        assert said in page.text
+    assert "No answers were kept" not in page.text
+
+
 def test_empty_run_says_so(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "has not been evaluated" in page and "no corpus stage" in page

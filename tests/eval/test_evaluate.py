@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from random_weights import random_model
 
+from talaria.corpus.document import Document
 from talaria.errors import UserError
+from talaria.eval.continuations import continue_held_out
 from talaria.eval.evaluate import Candidate, evaluate, evaluate_models
 from talaria.eval.items import dump_items
 from talaria.eval.prompts import likelihood_pair, plain_prompt, prompt_ids
@@ -20,6 +23,8 @@ from talaria.infer.engine import Engine
 from talaria.model.shape import ModelShape
 from talaria.report.results import read_results
 from talaria.tokens.chat import encode_chat
+from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.shards import Shards, write_shards
 from talaria.tokens.tokenizer import Tokenizer
 
 from .conftest import Scripted, item
@@ -162,10 +167,6 @@ def test_bits_per_byte_known_value() -> None:
 
 
 def test_held_out_loss_counts_every_token_once_and_bytes_of_text_only(engine: Engine, tmp_path: Path) -> None:
-    from talaria.corpus.document import Document
-    from talaria.tokens.settings import TokenizerSettings
-    from talaria.tokens.shards import Shards, write_shards
-
     text = "Mira was born in Tal, 米拉出生在塔尔。 " * 60
     settings = TokenizerSettings(validation="tail", validation_fraction=0.9)
     write_shards([Document("a", text, "a")], engine.tokenizer, tmp_path / "shards", settings)
@@ -180,3 +181,39 @@ def test_held_out_loss_counts_every_token_once_and_bytes_of_text_only(engine: En
     assert rows["bits_per_byte"].score == pytest.approx(bits / n_bytes)
     # A model that has learned nothing spreads its bets over the vocabulary.
     assert rows["loss"].score == pytest.approx(math.log(engine.tokenizer.vocab_size), rel=0.2)
+
+
+def test_models_continue_held_out_documents_from_their_beginning(engine: Engine, tmp_path: Path) -> None:
+    """The bugs: an opening from training text, from the middle of a document, or one that reaches into the next."""
+    texts = [f"Document {n}: {'Mira was born in Tal. ' * 12}" for n in range(40)]
+    settings = TokenizerSettings(validation_fraction=0.3)
+    documents = [Document(str(n), text, "made") for n, text in enumerate([*texts, "short"])]
+    write_shards(documents, engine.tokenizer, tmp_path, settings)
+    held_out = Shards(tmp_path, "validation")
+    assert held_out.n_documents > 6
+    inside = engine.tokenizer.decode(held_out.tokens(0, held_out.n_tokens).tolist())
+    for strategy in ("plain", "chat"):
+        passages = continue_held_out(engine, held_out, strategy, seed=1)
+        assert len({passage["opening"] for passage in passages}) == 6
+        for passage in passages:
+            whole = passage["opening"] + passage["text"]
+            assert whole in inside and any(text.startswith(whole) for text in texts)
+            assert 0 < len(engine.tokenizer.encode(passage["opening"])) <= 24
+        assert passages == continue_held_out(engine, held_out, strategy, seed=1)
+    one = passages[0]
+    ids = engine.chat_prompt([{"role": "user", "content": one["opening"]}])
+    assert one["answer"] == engine.generate([ids], max_tokens=64, temperature=0.7, top_p=0.95, seed=1)[0].text
+
+
+def test_text_without_documents_is_continued_from_places_all_over_it(tmp_path: Path) -> None:
+    settings = TokenizerSettings(kind="character", special_tokens=False, validation="tail", validation_fraction=0.5)
+    tokenizer = Tokenizer.train(["abcdefgh "], settings)
+    text = "".join(random.Random(0).choices("abcdefgh ", k=4000))
+    write_shards([Document("0", text, "made")], tokenizer, tmp_path, settings)
+    shape = ModelShape(vocab_size=tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, context=32)
+    passages = continue_held_out(
+        Engine(random_model(shape).eval(), tokenizer), Shards(tmp_path, "validation"), "plain", 0
+    )
+    places = [text.index(passage["opening"] + passage["text"], 2000) for passage in passages]
+    assert len(set(places)) == 6 and max(places) > 3400
+    assert all(len(passage["opening"]) == 8 and passage["answer"] for passage in passages)

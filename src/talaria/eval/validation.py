@@ -1,7 +1,9 @@
-"""Models and held-out text in, results.csv out: loss, perplexity and bits per byte, for runs that have no exam."""
+"""Models and held-out text in, results.csv and continuations-<model>.jsonl out, for runs that have no exam: loss,
+perplexity and bits per byte, and how each model goes on with a few openings."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,11 +14,13 @@ import torch
 from rich.console import Console
 
 from talaria.errors import UserError
+from talaria.eval.continuations import continue_held_out
 from talaria.eval.evaluate import Candidate, Provenance, provenance_of
 from talaria.eval.settings import EvalSettings
 from talaria.infer.engine import Engine
 from talaria.infer.load import load
 from talaria.report.results import ResultRow, write_results
+from talaria.run import atomic_write
 from talaria.tokens.batches import PackedBatches
 from talaria.tokens.shards import Shards
 from talaria.train.session import on_device
@@ -36,7 +40,7 @@ def evaluate_validation(
     seed: int | None = None,
     load_engine: Callable[[Path], Engine] = load_trunk,
 ) -> None:
-    """Score each model on the validation split below `shards` and write `folder`/results.csv.
+    """Score each model on the validation split below `shards`, let it continue some of it, and write both to `folder`.
 
     The text is read in windows of the model's context, one after the other: a token sees its own document, as far back
     as its window goes. Where fewer than two tokens are held out there is nothing to score: that is said, and the file
@@ -51,6 +55,9 @@ def evaluate_validation(
         loss, n_tokens, n_bytes = held_out_loss(engine, held_out, settings)
         provenance = provenance_of(engine, candidate.path, seed)
         rows += validation_rows(candidate.name, loss, n_tokens, n_bytes, provenance=provenance)
+        passages = continue_held_out(engine, held_out, candidate.strategy, seed or 0)
+        lines = "".join(json.dumps(passage, ensure_ascii=False) + "\n" for passage in passages)
+        atomic_write(folder / f"continuations-{candidate.name}.jsonl", lines)
     write_results(rows, folder / "results.csv")
 
 

@@ -32,6 +32,7 @@ class RunData:
     corpus: dict[str, Any] | None
     results: list[ResultRow]
     items: dict[str, list[dict[str, Any]]]
+    continuations: dict[str, list[dict[str, Any]]]
 
     @property
     def name(self) -> str:
@@ -62,7 +63,8 @@ def read_run(folder: Path) -> RunData:
         training=_each(folder, "training.json", read_json),
         corpus=read_json(corpus) if corpus.is_file() else None,
         results=read_results(results) if results.is_file() else [],
-        items={path.stem.removeprefix("items-"): _rows(path) for path in sorted(folder.glob("eval/items-*.jsonl"))},
+        items=_each_model(folder, "items-"),
+        continuations=_each_model(folder, "continuations-"),
     )
 
 
@@ -75,6 +77,11 @@ def _stages(folder: Path) -> list[str]:
     """Known stages in order, then any other folder that holds a manifest."""
     others = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if path.parent.name not in STAGES)
     return [*STAGES, *(name for name in others if name != "report" and not name.endswith((".partial", ".old")))]
+
+
+def _each_model(folder: Path, prefix: str) -> dict[str, list[dict[str, Any]]]:
+    """Evaluated model -> the rows of its file."""
+    return {path.stem.removeprefix(prefix): _rows(path) for path in sorted(folder.glob(f"eval/{prefix}*.jsonl"))}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

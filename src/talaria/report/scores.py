@@ -87,7 +87,7 @@ def samples_section(data: RunData) -> str:
     """Some questions with every model's answer. The choice is by rule: a task's first item that the run's last model
     gets wrong, and its first that it gets right."""
     if not data.items:
-        return '<p class="missing">No answers were kept.</p>'
+        return _continuations(data) or '<p class="missing">No answers were kept.</p>'
     order = [name for name in data.models if name in data.items] or list(data.items)
     judged = data.items[order[-1]]
     answers = {name: {item["id"]: item for item in data.items[name]} for name in order}
@@ -101,6 +101,29 @@ def samples_section(data: RunData) -> str:
         firsts = [next((item for item in of_task if item["right"] is wanted), None) for wanted in (True, False)]
         for item in [first for first in firsts if first is not None][:_SAMPLES_PER_TASK]:
             parts.append(_sample(task, item, {name: answers[name].get(item["id"]) for name in order}))
+    return "".join([*parts, "</div>"])
+
+
+def _continuations(data: RunData) -> str:
+    """Openings of held-out text, how it goes on, and how each model does; empty where a run has none."""
+    order = [name for name in data.models if data.continuations.get(name)]
+    if not order:
+        return ""
+    parts = [
+        "<p>Openings of held-out documents, how the text goes on, and what each model writes there.</p>",
+        '<div class="samples">',
+    ]
+    for number, passage in enumerate(data.continuations[order[0]]):
+        lines = [f"<dt>the text</dt><dd></dd><dd>{escape(_cut(passage['text']))}</dd>"]
+        for name in order:
+            rows = data.continuations[name]
+            answer = rows[number]["answer"] if number < len(rows) else ""
+            shown = escape(_cut(answer)) or '<span class="unit">(nothing)</span>'
+            lines.append(f"<dt>{escape(name)}</dt><dd></dd><dd>{shown}</dd>")
+        parts.append(
+            f'<div class="sample"><p><span class="unit">held-out text</span>\n{escape(_cut(passage["opening"]))}</p>'
+            f"<dl>{''.join(lines)}</dl></div>"
+        )
     return "".join([*parts, "</div>"])
 
 
