@@ -63,7 +63,7 @@ def test_the_command_prints_both_losses_and_writes_a_folder_that_opens(tokenizer
     assert not talaria(*arguments)
     assert "held-out loss" in capsys.readouterr().out and not (tmp_path / "small").exists()
     assert not talaria(*arguments, "--output", tmp_path / "small")
-    assert isinstance(load(tmp_path / "small", compiled=False).trunk.blocks[0].attention.qkv, Int4Linear)
+    assert isinstance(load(tmp_path / "small", compiled=False).trunk.blocks[0].feed_forward.up, Int4Linear)
     assert math.isfinite(load(tmp_path / "small").loglikelihood([("The", " ferry")])[0].log_prob)
     assert talaria(*arguments, "--output", tmp_path / "small") == 1
     assert talaria("quantize", tmp_path / "model") == 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from talaria.infer.prefix_store import BLOCK, n_blocks_for
+from talaria.model.quantized import n_int8_blocks
 from talaria.model.quantized_linear import BLOCK as INT4_ROWS
 from talaria.model.quantized_linear import EXPAND_AT_ONCE, GROUP
 from talaria.model.shape import ModelShape
@@ -48,8 +49,14 @@ def _weight_bytes(shape: ModelShape, scheme: str | None) -> int:
     in_matrices = shape.n_layers * sum(n * k for n, k in matrices)
     rest = shape.n_params() - in_matrices - n_tables * shape.vocab_size * shape.d_model
     table = shape.vocab_size * (shape.d_model + _FP32)
-    layer = sum(_int4_bytes(n, k) if scheme == "int4" and k % GROUP == 0 else _int8_bytes(n, k) for n, k in matrices)
-    return _FP32 * rest + n_tables * table + shape.vocab_size * _BF16 + shape.n_layers * layer
+    n_int8 = n_int8_blocks(shape.n_layers) if scheme == "int4" else shape.n_layers
+    int8_layer = sum(_int8_bytes(n, k) for n, k in matrices)
+    # INT4 is for the feed-forward alone, the last two.
+    int4_layer = sum(
+        _int4_bytes(n, k) if i >= 2 and k % GROUP == 0 else _int8_bytes(n, k) for i, (n, k) in enumerate(matrices)
+    )
+    layers = n_int8 * int8_layer + (shape.n_layers - n_int8) * int4_layer
+    return _FP32 * rest + n_tables * table + shape.vocab_size * _BF16 + layers
 
 
 def _matrices(shape: ModelShape) -> tuple[tuple[int, int], ...]:

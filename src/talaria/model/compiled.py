@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,31 +176,20 @@ class CompiledTransformer:
         return Scores(*_results(self._head))
 
 
-_rest_lock, _n_resting, _threads_before = Lock(), 0, 1
-
-
 @contextmanager
 def torch_rests(model: Transformer | CompiledTransformer) -> Iterator[None]:
-    """torch on one thread, in all engines, while a compiled model is at work; nothing changes for one of torch.
+    """torch on one thread while a compiled model is at work; nothing changes for one of torch.
 
-    A compiled model's threads wait in a loop for its next call, and torch's would wait for theirs.
+    A compiled model's threads wait in a loop for its next call, and torch's would wait for theirs. The number belongs
+    to the calling thread.
     """
-    if not isinstance(model, CompiledTransformer):
-        yield
-        return
-    global _n_resting, _threads_before
-    with _rest_lock:
-        if _n_resting == 0:
-            _threads_before = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _n_resting += 1
+    before = torch.get_num_threads()
+    if isinstance(model, CompiledTransformer):
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        with _rest_lock:
-            _n_resting -= 1
-            if _n_resting == 0:
-                torch.set_num_threads(_threads_before)
+        torch.set_num_threads(before)
 
 
 def _give(request: Any, name: str, values: Any) -> None:

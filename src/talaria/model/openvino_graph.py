@@ -114,9 +114,8 @@ class Graphs:
 
     def _feed_forward(self, feed_forward: nn.Module, shape: ModelShape, h_ND: Node) -> Node:
         if shape.feed_forward == "swiglu":
-            # Two products, since the first then takes the SiLU into itself.
-            gate_NF = self._linear(feed_forward.up, h_ND, slice(0, shape.d_ff))
-            h_NF = ops.multiply(ops.swish(gate_NF), self._linear(feed_forward.up, h_ND, slice(shape.d_ff, None)))
+            halves = ops.variadic_split(self._linear(feed_forward.up, h_ND), _integer(1), _integers(shape.up_rows))
+            h_NF = ops.multiply(ops.swish(halves.output(0)), halves.output(1))
         else:
             h_NF = ops.gelu(self._linear(feed_forward.up, h_ND), "tanh")
         return self._linear(feed_forward.down, h_NF)
@@ -147,24 +146,23 @@ class Graphs:
         assert isinstance(table, nn.Embedding)
         return ops.gather(self._constant(table.weight), ids, _integer(0))
 
-    def _linear(self, linear: Any, x: Node, rows: slice = slice(None)) -> Node:
-        """The product with these rows of the weight."""
+    def _linear(self, linear: Any, x: Node) -> Node:
         if isinstance(linear, Int4Linear):
-            weight = self._int4(linear, rows)
+            weight = self._int4(linear)
         elif isinstance(linear, Int8Linear):
-            integers = ops.convert(self._constant(linear.weight[rows]), "f32")
-            weight = ops.multiply(integers, self._constant(linear.scales[rows, None]))
+            integers = ops.convert(self._constant(linear.weight), "f32")
+            weight = ops.multiply(integers, self._constant(linear.scales[:, None]))
         else:
             assert isinstance(linear, nn.Linear)
-            weight = self._constant(linear.weight[rows])
+            weight = self._constant(linear.weight)
         y = ops.matmul(x, weight, False, True)
-        return y if linear.bias is None else ops.add(y, self._constant(linear.bias[rows]))
+        return y if linear.bias is None else ops.add(y, self._constant(linear.bias))
 
-    def _int4(self, linear: Int4Linear, rows: slice) -> Node:
+    def _int4(self, linear: Int4Linear) -> Node:
         """(q - zero) * scale, the zero a whole number of steps: the form that has kernels."""
-        q_NK = linear.quantised()[rows].cpu()
+        q_NK = linear.quantised().cpu()
         packed = (q_NK[:, ::2] | q_NK[:, 1::2] << 4).numpy()
-        scales_NG1, steps_NG1 = (tensor[rows] for tensor in linear.scales_and_steps())
+        scales_NG1, steps_NG1 = linear.scales_and_steps()
         N, G = scales_NG1.shape[:2]
         owned = ov.Tensor(ov.Type.u4, [N, G, GROUP])
         owned.copy_from(ov.Tensor(packed, [N, G, GROUP], ov.Type.u4))  # which lives no longer than the array

@@ -3,7 +3,9 @@
     model = quantize(model, "int4")   # takes the weights over: the model given is empty afterwards
 
 Norms, biases and learned positions keep their dtype. Tables are int8 with a scale for each row under either scheme, and
-one table serves embedding and head where the two are tied.
+one table serves embedding and head where the two are tied. "int4" rounds the feed-forward's matrices to
+4 bits, four fifths of the weights, all but those of the first fifteenth of the blocks; they and attention's, which lose
+several times as much by 4 bits for their size, are int8 (docs/results.md has the figures).
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ def quantize(model: Transformer, scheme: Scheme) -> QuantizedTransformer:
     """The trunk with int8 or int4 weights, on the model's device.
 
     Weights go over matrix by matrix, each freed before the next, so `model` cannot be used afterwards. "int8": a scale
-    for each row. "int4": a scale and a zero for each 32 columns of a row; a matrix whose columns are not a multiple of
-    32 becomes int8 instead: `int8_instead` names them.
+    for each row. "int4": a scale and a zero for each 32 columns of a row of the feed-forward's matrices; one whose
+    columns are not a multiple of 32 becomes int8 like attention's: `int8_instead` names them.
     """
     dtype = next(model.parameters()).dtype
     powers = _input_powers(model) if scheme == "int4" else {}
@@ -84,14 +86,20 @@ def quantize(model: Transformer, scheme: Scheme) -> QuantizedTransformer:
     quantized.blocks, quantized.final_norm = model.blocks, model.final_norm
     for name, linear in list(quantized.blocks.named_modules()):
         if isinstance(linear, Linear):
-            quantized.blocks.set_submodule(name, _linear(linear, powers.get(name)))
+            quantized.blocks.set_submodule(
+                name, _linear(linear, powers.get(name) if _takes_int4(name, model.shape.n_layers) else None)
+            )
     return quantized.requires_grad_(False).eval()
 
 
 def int8_instead(model: QuantizedTransformer) -> list[str]:
-    """Names of the blocks' matrices that are int8 in a model of scheme "int4": their width is one INT4 cannot take."""
+    """Names of the feed-forward's matrices that are int8 in a model of scheme "int4": INT4 cannot take their width."""
     modules = model.blocks.named_modules() if model.scheme == "int4" else ()
-    return [f"blocks.{name}" for name, module in modules if isinstance(module, Int8Linear)]
+    return [
+        f"blocks.{name}"
+        for name, module in modules
+        if isinstance(module, Int8Linear) and _takes_int4(name, model.shape.n_layers)
+    ]
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -103,6 +111,17 @@ def weight_bytes(model: nn.Module) -> int:
 def step_bytes(model: Transformer) -> int:
     """Bytes of weights that a step reads: of an embedding that is not the head's table too it looks up rows alone."""
     return weight_bytes(model) - (0 if model.shape.tie_embeddings else weight_bytes(model.embed))
+
+
+def _takes_int4(name: str, n_layers: int) -> bool:
+    """Whether INT4 rounds that matrix of the blocks to 4 bits, where its width allows it."""
+    layer, part = name.split(".")[:2]
+    return part == "feed_forward" and int(layer) >= n_int8_blocks(n_layers)
+
+
+def n_int8_blocks(n_layers: int) -> int:
+    """The blocks, the first ones, that INT4 leaves at 8 bits."""
+    return n_layers // 15
 
 
 def _linear(linear: Linear, importance_K: Tensor | None) -> Int8Linear | Int4Linear:
