@@ -115,7 +115,8 @@ class _Tensors:
         return tensor
 
     def int8(self, name: str, N: int, K: int, bias_N: Tensor | None = None) -> Int8Linear:
-        weight_NK = self.take(f"{name}.weight", (N, K), torch.int8)
+        # A file's tensors may begin at any byte, and torch's INT8 kernel crashes the process over weights that do.
+        weight_NK = self.take(f"{name}.weight", (N, K), torch.int8).clone()
         return Int8Linear(weight_NK, self.take(f"{name}.scales", (N,), torch.float32), bias_N)
 
     def linear(self, name: str, like: Linear) -> Int8Linear | Int4Linear:
