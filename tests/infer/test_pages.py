@@ -8,7 +8,7 @@ import pytest
 
 from talaria.infer.contract import Sampling
 from talaria.infer.pages import Pages
-from talaria.infer.scheduler import Request
+from talaria.infer.scheduler import Request, Scheduler
 from talaria.infer.text_stream import TextStream
 from talaria.model.compiled import PAGE
 
@@ -172,13 +172,15 @@ def test_two_ids_at_least_are_left_to_read():
 
 def test_a_request_waits_for_the_row_that_reads_its_beginning():
     rows = Rows(12)
+    scheduler = Scheduler(rows.pages, 8, 512)
+    scheduler.rows = rows.rows
     reading = rows.join(ask(1, 2))
-    assert rows.pages.is_being_read(rows.rows, ask(1, 3))
-    assert not rows.pages.is_being_read(rows.rows, ask(3, 2))
-    assert not rows.pages.is_being_read(rows.rows, ask(n_more=20))
+    assert scheduler._admit(ask(1, 3), 512, []) == 0 and scheduler.rows == [reading]
+    for other in (ask(3, 2), ask(n_more=20)):
+        assert scheduler._admit(other, 512, []) == len(other.ids)
     reading.length, reading.is_read = len(reading.ids), True
     rows.pages.remember(rows.rows, reading)
-    assert not rows.pages.is_being_read(rows.rows, ask(1, 3))
+    assert scheduler._admit(ask(1, 3), 512, []) == PAGE + 2
     assert rows.known(1, 3) == 1
 
 

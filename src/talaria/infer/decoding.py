@@ -1,4 +1,4 @@
-"""One step of the model for a plan: logits for every row that is to get a token.
+"""The memory that a model runs over, and one step for a plan: logits for every row that is to get a token.
 
 Legend: B rows, T prompt positions, D width, V vocabulary.
 """
@@ -10,10 +10,28 @@ from torch import Tensor
 
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.lanes import Lanes
+from talaria.infer.memory import CACHE_SHARE
 from talaria.infer.pages import Pages
+from talaria.infer.prefix_store import PrefixStore, n_blocks_for
 from talaria.infer.scheduler import Memory, Plan, Request
-from talaria.model.compiled import CompiledTransformer, PagedReader, Piece, Scores
+from talaria.model.compiled import PAGE, CompiledTransformer, PagedReader, Piece, Scores
 from talaria.model.transformer import Transformer
+
+
+def memory_for(
+    model: Transformer | CompiledTransformer, cache_bytes: int, max_batch_size: int, prefix_cache: bool
+) -> Memory:
+    """Keys and values of at most `cache_bytes`, and no more than full rows and as much kept need."""
+    shape, rows = model.shape, CACHE_SHARE * max_batch_size
+    if isinstance(model, CompiledTransformer):
+        n_blocks = min(cache_bytes // shape.kv_cache_bytes(1, PAGE), rows * n_blocks_for(shape.context, PAGE))
+        return Pages(model.reader(n_blocks), n_blocks, prefix_cache)
+    dtype = next(model.parameters()).dtype
+    n_blocks = min(cache_bytes // KVCache.bytes_per_block(shape, dtype), rows * n_blocks_for(shape.context))
+    # What a token shift or an n-gram table looks back at is not in the blocks.
+    looks_back = shape.token_shift or shape.ngram_embeddings > 0
+    cache = KVCache(shape, n_blocks, max_batch_size, dtype, model.device)
+    return Lanes(cache, PrefixStore(n_blocks) if prefix_cache and not looks_back else None)
 
 
 @torch.inference_mode()

@@ -32,19 +32,16 @@ from talaria.infer.contract import (
     as_stops,
     row_seed,
 )
-from talaria.infer.decoding import run
+from talaria.infer.decoding import memory_for, run
 from talaria.infer.grammar import Grammars
-from talaria.infer.kv_cache import KVCache
-from talaria.infer.lanes import Lanes
 from talaria.infer.likelihood import score_pairs
-from talaria.infer.memory import CACHE_SHARE, PREFILL_CHUNK
-from talaria.infer.pages import Pages
-from talaria.infer.prefix_store import PrefixStore, n_blocks_for
+from talaria.infer.memory import PREFILL_CHUNK
+from talaria.infer.prefix_store import n_blocks_for
 from talaria.infer.prompts import Prompt, check_room, encode_pair, encode_prompt
 from talaria.infer.sampling import Penalties, choose_tokens, draw_uniforms, top_log_probs
-from talaria.infer.scheduler import Memory, Request, Scheduler
+from talaria.infer.scheduler import Request, Scheduler
 from talaria.infer.text_stream import TextStream
-from talaria.model.compiled import PAGE, CompiledTransformer, Scores, torch_rests
+from talaria.model.compiled import CompiledTransformer, Scores, torch_rests
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
@@ -72,7 +69,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self._device = model.device
-        memory = _memory(model, cache_bytes, max_batch_size, prefix_cache)
+        memory = memory_for(model, cache_bytes, max_batch_size, prefix_cache)
         self._scheduler = Scheduler(memory, max_batch_size, prefill_chunk)
         self._requests: dict[int, Request] = {}
         self._grammars = Grammars(tokenizer, self._device)
@@ -386,22 +383,6 @@ class Engine:
             return ()
         tensors = (*self.model.parameters(), *self.model.buffers())
         return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
-
-
-def _memory(
-    model: Transformer | CompiledTransformer, cache_bytes: int, max_batch_size: int, prefix_cache: bool
-) -> Memory:
-    """Keys and values of at most `cache_bytes`, and no more than full rows and as much kept need."""
-    shape, rows = model.shape, CACHE_SHARE * max_batch_size
-    if isinstance(model, CompiledTransformer):
-        n_blocks = min(cache_bytes // shape.kv_cache_bytes(1, PAGE), rows * n_blocks_for(shape.context, PAGE))
-        return Pages(model.reader(n_blocks), n_blocks, prefix_cache)
-    dtype = next(model.parameters()).dtype
-    n_blocks = min(cache_bytes // KVCache.bytes_per_block(shape, dtype), rows * n_blocks_for(shape.context))
-    # What a token shift or an n-gram table looks back at is not in the blocks.
-    looks_back = shape.token_shift or shape.ngram_embeddings > 0
-    cache = KVCache(shape, n_blocks, max_batch_size, dtype, model.device)
-    return Lanes(cache, PrefixStore(n_blocks) if prefix_cache and not looks_back else None)
 
 
 def _completion(request: Request) -> Completion:

@@ -40,15 +40,6 @@ class Lanes:
     def n_known(self, request: Request) -> int:
         return len(self._known(request)) * BLOCK
 
-    def is_being_read(self, rows: Sequence[Request], request: Request) -> bool:
-        if self.prefixes is None:
-            return False
-        known = len(self._known(request))
-        if known == len(request.names):
-            return False
-        wanted = request.names[known]
-        return any(known < len(row.names) and row.names[known] == wanted for row in rows if not row.is_read)
-
     def join(self, rows: Sequence[Request], request: Request) -> None:
         width = self._width([*rows, request], len(rows))
         self._lay_out(rows, len(rows) + 1, width)  # the lanes may now cover what was known

@@ -54,13 +54,6 @@ class Pages:
     def n_known(self, request: Request) -> int:
         return len(self._known(request)) * PAGE
 
-    def is_being_read(self, rows: Sequence[Request], request: Request) -> bool:
-        known = len(self._known(request))
-        if known == len(request.names):
-            return False
-        wanted = request.names[known]
-        return any(known < len(row.names) and row.names[known] == wanted for row in rows if not row.is_read)
-
     def join(self, rows: Sequence[Request], request: Request) -> None:
         request.blocks = self._known(request)
         request.length = len(request.blocks) * PAGE

@@ -91,11 +91,8 @@ class Memory(Protocol):
         ...
 
     def n_known(self, request: Request) -> int:
-        """Positions of its beginning that need not be computed; never its last id, from which the next token comes."""
-        ...
-
-    def is_being_read(self, rows: Sequence[Request], request: Request) -> bool:
-        """Whether a row is just computing the block that the request needs first: then it waits for it."""
+        """Positions of its beginning that need not be computed; never its last id, from which the next token comes.
+        Sets the `names` of its blocks, as many as could be kept."""
         ...
 
     def join(self, rows: Sequence[Request], request: Request) -> None:
@@ -180,9 +177,12 @@ class Scheduler:
 
     def _admit(self, request: Request, budget: int, chunks: list[int]) -> int:
         """Give a waiting request a row and what is known of its prefix; returns how many ids to read, 0 for not yet."""
-        if not self.memory.has_room(self.rows, request) or self.memory.is_being_read(self.rows, request):
+        if not self.memory.has_room(self.rows, request):
             return 0
-        chunk = len(request.ids) - self.memory.n_known(request)
+        known = self.memory.n_known(request)
+        if self._is_being_read(request, known // self.memory.block):
+            return 0
+        chunk = len(request.ids) - known
         if (len(chunks) + 1) * max([chunk, *chunks]) > budget:
             if chunks:
                 return 0
@@ -190,6 +190,13 @@ class Scheduler:
         self.memory.join(self.rows, request)
         self.rows.append(request)
         return _chunk(len(request.ids) - request.length, chunk)
+
+    def _is_being_read(self, request: Request, known: int) -> bool:
+        """Whether a row is just computing the block that the request needs first: then it waits for it."""
+        if known == len(request.names):
+            return False
+        wanted = request.names[known]
+        return any(known < len(row.names) and row.names[known] == wanted for row in self.rows if not row.is_read)
 
     def _arrange(self, stay: list[int]) -> None:
         """Rows `stay` remain, those that are read in front; as few as possible move."""

@@ -139,7 +139,6 @@ class CompiledTransformer:
         self, model: Transformer, trunk: CompiledModel, single: CompiledModel | None, head: CompiledModel
     ) -> None:
         self.shape = model.shape
-        self.scheme = model.scheme if isinstance(model, QuantizedTransformer) else None
         self.weight_bytes, self.step_bytes = weight_bytes(model), step_bytes(model)
         self._trunk, self._single, self._head = trunk, single, head.create_infer_request()
 
