@@ -179,8 +179,8 @@ def prepare(model: Path, folder: Path) -> None:
         import talaria
         from talaria.model.checkpoint import export_huggingface
 
-        engine = talaria.load(model, device="cpu")
-        export_huggingface(engine.model, engine.tokenizer, folder / "huggingface")
+        engine = talaria.load(model, device="cpu", compiled=False)
+        export_huggingface(engine.trunk, engine.tokenizer, folder / "huggingface")
     llama_cpp = quiet_llama()
     for name, number in LLAMA.items():
         target = folder / f"{name}.gguf"

@@ -107,3 +107,30 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
     (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_it_is_torchs_own_and_keeps_no_copy_of_the_weight(bias: bool) -> None:
+    layer = build(bias)
+    plain = torch.nn.Linear(24, 40, bias=bias)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, ROWS, 24, requires_grad=True)
+    g = torch.randn(2, ROWS, 40)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    results = []
+    for module in (layer, plain):
+        kept.clear()
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+            y = module(x)
+        if module is layer:
+            assert [(t.shape, t.dtype) for t in kept] == [(x.shape, torch.bfloat16), ((40, 24), torch.float32)]
+            assert kept[1].data_ptr() == layer.weight.data_ptr(), "the weight itself"
+        results.append([y, *torch.autograd.grad(y, [x, *module.parameters()], g.to(y.dtype))])
+    for got, want in zip(*results, strict=True):
+        assert got.dtype == want.dtype and torch.equal(got, want)

@@ -61,11 +61,44 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _CastLinear(torch.autograd.Function):
+    """The same with products of a smaller dtype, of which no copy of the weight is kept: the backward makes it again.
+
+    What torch.autocast keeps, a copy of every matrix until the backward has passed it, is half of the model once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        ctx.dtype, x = x.dtype, x.to(dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        rows = g.flatten(0, -2)
+        return (
+            (g @ weight.to(g.dtype)).to(ctx.dtype) if needs_x else None,
+            (rows.t() @ x.flatten(0, -2)).to(weight.dtype) if needs_weight else None,
+            rows.sum(0).to(weight.dtype) if needs_bias else None,
+            None,
+        )
+
+
 class Linear(nn.Linear):
-    """`nn.Linear`; gradients of second order and `torch.func` transforms only where oneDNN does not serve."""
+    """`nn.Linear`; gradients of second order and `torch.func` transforms only where neither oneDNN nor autocast on a
+    CPU serves."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and onednn_is_faster(x, self.weight):
-            y: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
-            return y
+        if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            y: Tensor
+            if torch.is_autocast_enabled("cpu"):
+                dtype = torch.get_autocast_dtype("cpu")
+                y = _CastLinear.apply(x, self.weight, self.bias, dtype)  # type: ignore[no-untyped-call]
+                return y
+            if onednn_is_faster(x, self.weight):
+                y = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+                return y
         return F.linear(x, self.weight, self.bias)

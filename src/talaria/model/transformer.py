@@ -20,6 +20,7 @@ from talaria.model.attention import Attention, Cache, rope_angles
 from talaria.model.linear import Linear
 from talaria.model.norms import build_norm
 from talaria.model.shape import ModelShape
+from talaria.model.swiglu import swiglu
 
 
 class FeedForward(nn.Module):
@@ -34,8 +35,7 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         h = self.up(x_BTD)
         if self.gated:
-            gate_BTF, up_BTF = h.chunk(2, dim=-1)
-            h = F.silu(gate_BTF) * up_BTF
+            h = swiglu(h)
         else:
             h = F.gelu(h, approximate="tanh")
         y: Tensor = self.down(h)
