@@ -110,7 +110,10 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_under_autocast_it_is_torchs_own_and_keeps_no_copy_of_the_weight(bias: bool) -> None:
+def test_under_autocast_it_is_torchs_own_and_keeps_no_copy_of_the_weight(
+    monkeypatch: pytest.MonkeyPatch, bias: bool
+) -> None:
+    monkeypatch.setattr("talaria.model.linear.MIN_CAST_WEIGHTS", 24 * 40)
     layer = build(bias)
     plain = torch.nn.Linear(24, 40, bias=bias)
     plain.load_state_dict(layer.state_dict())

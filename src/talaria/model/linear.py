@@ -40,6 +40,10 @@ def onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+MIN_CAST_WEIGHTS = 1 << 18
+"""A smaller matrix's copy, half a megabyte at most, is nothing beside the time that forming it again takes."""
+
+
 class _Linear(torch.autograd.Function):
     """y = x W^T + b: dx = g W, dW = g^T x, db = sum(g)."""
 
@@ -88,13 +92,13 @@ class _CastLinear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`; gradients of second order and `torch.func` transforms only where neither oneDNN nor autocast on a
-    CPU serves."""
+    """`nn.Linear`; gradients of second order and `torch.func` transforms only where neither oneDNN nor, for a large
+    matrix under autocast on a CPU, `_CastLinear` serves."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
             y: Tensor
-            if torch.is_autocast_enabled("cpu"):
+            if torch.is_autocast_enabled("cpu") and self.weight.numel() >= MIN_CAST_WEIGHTS:
                 dtype = torch.get_autocast_dtype("cpu")
                 y = _CastLinear.apply(x, self.weight, self.bias, dtype)  # type: ignore[no-untyped-call]
                 return y
