@@ -100,6 +100,15 @@ def test_a_loss_that_falls_is_steady_and_a_lower_perplexity_is_better() -> None:
         assert low <= value <= high < scores[-1]
 
 
+def test_a_rising_error_rate_is_inverse() -> None:
+    rows = task(np.linspace(0.2, 0.8, 8), 1, 0, with_steps=False)
+    errors = [Score(row.scale, "task", "error_rate", row.score, None, ITEMS) for row in rows]
+    verdict = judge(errors)[0]
+    assert verdict.kind == "inverse"
+    value, low, high = verdict.metrics[0].next_score
+    assert 0.7 < low <= value <= high <= 1
+
+
 def test_scales_too_far_apart_do_not_tell_a_jump() -> None:
     y = np.where(np.arange(8) < 4, 0.0, 1.0) + 0.01 * np.random.default_rng(0).standard_normal(8)
     assert classify(Series(np.arange(8.0), y, np.full(8, 0.01))).kind == "sudden"

@@ -31,7 +31,11 @@ _SMOOTH_WORDS = (
     *("log", "likelihood", "loss", "nll", "perplexity", "ppl", "bits", "brier", "prob", "entropy", "margin"),
     *("partial", "credit", "step", "token", "edit", "f1", "bleu", "rouge", "similarity", "soft", "smooth"),
 )
-_LOWER_IS_BETTER = ("loss", "nll", "perplexity", "ppl", "bits", "brier", "error", "entropy", "distance")
+_LOWER_IS_BETTER = (
+    *("loss", "nll", "perplexity", "ppl", "bits", "brier", "error", "entropy", "distance"),
+    *("difference", "stereotype"),  # of CrowS-Pairs
+)
+_LOWER_SHARES = ("error", "stereotype")
 _LOGARITHMIC = ("perplexity", "ppl")
 _GENTLE = 0.3
 """Share of the rise within one doubling up to which a curve of exact matches is told to be steady by itself, or twice
@@ -109,6 +113,10 @@ def is_smooth(metric: str, declared: Sequence[str] = ()) -> bool:
     """Whether a metric moves with every small change of the model; told by its name, or `declared`."""
     name = metric.lower()
     return metric in declared or any(word in name for word in _SMOOTH_WORDS)
+
+
+def _is_lower_better(metric: str) -> bool:
+    return any(word in metric.lower() for word in _LOWER_IS_BETTER)
 
 
 def read_scores(path: Path, scale: str = "params", names: Mapping[str, str] | None = None) -> list[Score]:
@@ -222,8 +230,9 @@ def _without_jump(probabilities: dict[str, float]) -> dict[str, float]:
 
 def _measured_steps(found: list[MetricCurve]) -> float | None:
     """n of p^n where single steps and whole answers were both scored as shares at the same scales."""
-    parts = [one for one in found if one.is_smooth and one.steps is not None]
-    wholes = [one for one in found if not one.is_smooth and one.steps is not None]
+    shares = [one for one in found if one.steps is not None and not _is_lower_better(one.metric)]
+    parts = [one for one in shares if one.is_smooth]
+    wholes = [one for one in shares if not one.is_smooth]
     for part in parts:
         for whole in wholes:
             if np.array_equal(part.scales, whole.scales) and np.all(whole.scores <= part.scores + 0.1):
@@ -242,7 +251,7 @@ def _metric_curve(metric: str, rows: list[Score], smooth: bool, seed: int) -> Me
         [float(np.average([r.score for r in group], weights=[r.n or 1 for r in group])) for group in groups]
     )
     n = np.array([sum(r.n or 0 for r in group) for group in groups], dtype=np.float64)
-    lower = any(word in metric.lower() for word in _LOWER_IS_BETTER)
+    lower = _is_lower_better(metric)
     is_share = (
         bool(np.all((scores >= 0) & (scores <= 1)) and np.all(n > 0)) and not lower and "log" not in metric.lower()
     )
@@ -254,12 +263,11 @@ def _metric_curve(metric: str, rows: list[Score], smooth: bool, seed: int) -> Me
     x = _log2(scales)
     if is_share:
         # The arcsine of a share's root has one standard error everywhere, 1 / (2 sqrt n) (Anscombe 1948).
-        curve = classify(Series(x, np.arcsin(np.sqrt(scores)), 0.5 / np.sqrt(n), float(n.sum())), seed)
-        nothing, one = 0.0, math.pi / 2
-        ahead = tuple(math.sin(min(max(value, nothing), one)) ** 2 for value in curve.next_y)
-        steps = None
-        if len(scales) >= FEWEST_SCALES:
-            steps = fit_steps(x, scores, n, next_scale(x))
+        right = 1 - scores if lower else scores
+        curve = classify(Series(x, np.arcsin(np.sqrt(right)), 0.5 / np.sqrt(n), float(n.sum())), seed)
+        ahead = [math.sin(min(max(value, 0.0), math.pi / 2)) ** 2 for value in curve.next_y]
+        ahead = [1 - ahead[0], 1 - ahead[2], 1 - ahead[1]] if lower else ahead
+        steps = fit_steps(x, right, n, next_scale(x)) if len(scales) >= FEWEST_SCALES else None
         shown = np.sqrt(scores * (1 - scores) / n) if errors is None else errors
         return MetricCurve(metric, smooth, scales, scores, shown, curve, (ahead[0], ahead[1], ahead[2]), steps)
     sign = -1.0 if lower else 1.0

@@ -32,7 +32,7 @@ def huber(residuals: Array, delta: float = HUBER_DELTA) -> Array:
 def minimise(
     model: Model,
     theta_BP: Array,
-    target_N: Array,
+    target: Array,
     counts_BN: Array | None = None,
     iterations: int = 200,
     tolerance: float = 1e-10,
@@ -41,15 +41,19 @@ def minimise(
     """Minimise sum of counts x huber(prediction - target) from every row of `theta_BP`; return parameters and
     objectives_B.
 
-    `counts_BN` weighs the points of each problem (a bootstrap draw's counts; 0 leaves a point out). A problem rests
-    once a step lowers its objective by less than `tolerance` of it three times in a row. An objective never rises;
-    where a start has no finite prediction it stays as it is, with objective infinity.
+    `target` is one for all (N) or one for each problem (B, N). `counts_BN` weighs the points of each problem (a
+    bootstrap draw's counts; 0 leaves a point out). A problem rests once a step lowers its objective by less than
+    `tolerance` of it three times in a row. An objective never rises; where a start has no finite prediction it stays
+    as it is, with objective infinity.
     """
     found, objectives = np.array(theta_BP, dtype=np.float64), np.empty(len(theta_BP))
+    targets_BN = np.broadcast_to(target, (len(found), target.shape[-1]))
     for first in range(0, len(found), _CHUNK):
         part = slice(first, first + _CHUNK)
         counts = None if counts_BN is None else counts_BN[part]
-        found[part], objectives[part] = _solve(model, found[part], target_N, counts, iterations, tolerance, delta)
+        found[part], objectives[part] = _solve(
+            model, found[part], targets_BN[part], counts, iterations, tolerance, delta
+        )
     return found, objectives
 
 
@@ -63,7 +67,7 @@ def _solve(
     delta: float,
 ) -> tuple[Array, Array]:
     theta = theta.copy()
-    counts = np.ones((len(theta), len(target))) if counts is None else counts
+    counts = np.ones(target.shape) if counts is None else counts
     residuals, slopes, objective = _look(model, theta, target, counts, delta)
     damping = np.full(len(theta), 1e-2)
     rested = np.zeros(len(theta), dtype=np.int64)
@@ -82,7 +86,7 @@ def _solve(
         lift = damping[active, None] * diagonal + 1e-12 * np.maximum(diagonal.max(1, keepdims=True), 1e-300)
         normal[:, np.arange(J.shape[1]), np.arange(J.shape[1])] += lift
         trial = theta[active] - np.linalg.solve(normal, gradient)[:, :, 0]
-        new_r, new_J, new_objective = _look(model, trial, target, c, delta)
+        new_r, new_J, new_objective = _look(model, trial, target[active], c, delta)
         gain = objective[active] - new_objective
         better = gain > 0
         small = gain <= tolerance * objective[active]

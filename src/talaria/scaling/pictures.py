@@ -95,8 +95,8 @@ def draw_curves(tasks: dict[str, dict[str, tuple[Array, Array, Array | None]]], 
             scales, scores, errors = metrics[name]
             two = None if errors is None else 2 * errors
             grid[row, column].errorbar(scales, scores, yerr=two, fmt="o-", markersize=3, linewidth=1)
-            grid[row, column].set(xscale="log" if scales.min() > 0 else "symlog", title=f"{task}: {name}", xlabel=scale)
-            grid[row, column].title.set_fontsize(8)
+            grid[row, column].set(xscale="log" if scales.min() > 0 else "symlog", title=f"{task}\n{name}", xlabel=scale)
+            grid[row, column].title.set_fontsize(7)
     return _save(figure, path)
 
 
