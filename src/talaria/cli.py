@@ -205,6 +205,18 @@ def plan(
 
 
 @app.command()
+def ladder(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
+) -> None:
+    """Train nine small runs of a recipe and predict the loss of its own; after that run, say whether it fell inside."""
+    from talaria.commands import climb_ladder
+
+    climb_ladder(recipe, overrides or [], as_json)
+
+
+@app.command()
 def emergence(
     results: Annotated[Path, typer.Argument(help="results.csv, or a CSV of scale, task, metric, score, n.")],
     scale: Annotated[str, typer.Option(help="Of a results.csv: params, tokens, flops or step.")] = "params",

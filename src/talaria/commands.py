@@ -287,6 +287,16 @@ def print_plan(
         console.print(f"next: talaria run {output}")
 
 
+def climb_ladder(path: Path, overrides: list[str], as_json: bool) -> None:
+    """Train the rungs of a recipe and print what they predict."""
+    from talaria.ladder import climb, told
+
+    prediction = climb(path, overrides)
+    print(json.dumps(prediction.to_json(), indent=1) if as_json else told(prediction))
+    for warning in [] if as_json else prediction.warnings:
+        print(f"warning: {warning}")
+
+
 def print_emergence(
     path: Path, scale: str, columns: list[str], smooth: list[str], seed: int, folder: Path | None, as_json: bool
 ) -> None:

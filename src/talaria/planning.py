@@ -10,7 +10,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,8 @@ def make_plan(
     taken = training.tokens * shape.flops_per_token(training.context) / rate / 3600
     cost = None if price is None else taken * devices * price
     memory = _memory(shape, training)
-    predicted = f"{shape.n_params():,} parameters, {training.tokens:,} tokens; predicted {taken:.3g} hours on {device}"
+    where = "this machine" if device == HERE else device
+    predicted = f"{shape.n_params():,} parameters, {training.tokens:,} tokens; predicted {taken:.3g} hours on {where}"
     if allocation.loss is not None:
         predicted += f", loss {allocation.loss.value:.3f}"
     return Plan(
@@ -203,12 +204,15 @@ def _within(rule: Rule, budget: Budget, seconds: float, speed: Any, shape_of: An
         allocation = allocate(rule, Budget(flops, budget.tokens, budget.params, budget.served_tokens))
         shape = shape_of(allocation)
         tokens = seconds * speed(shape) / shape.flops_per_token()
+        if budget.flops is not None:
+            tokens = min(tokens, budget.flops / 6 / allocation.parameters)
         within = 6 * allocation.parameters * tokens
-        within = within if budget.flops is None else min(within, budget.flops)
         if abs(math.log(within / flops)) < 0.01:
             break
         flops = within
-    return allocate(rule, Budget(flops, budget.tokens, budget.params, budget.served_tokens))
+    # Sizes come in steps and speeds differ between them, so the size may go to and fro; the time is kept in any case.
+    final = allocate(rule, Budget(within, budget.tokens, allocation.parameters))
+    return replace(final, notes=tuple(dict.fromkeys((*allocation.notes, *final.notes))))
 
 
 def _smaller(shape: ModelShape) -> ModelShape:

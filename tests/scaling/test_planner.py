@@ -152,9 +152,12 @@ def test_hours_and_money_bind(capsys: pytest.CaptureFixture[str]) -> None:
         told: dict[str, float] = json.loads(capsys.readouterr().out)
         return told
 
-    assert plan("--hours", 10)["hours"] == pytest.approx(10, rel=0.05)
+    assert plan("--hours", 10)["hours"] == pytest.approx(10, rel=0.01)
     money = plan("--money", 100, "--price", 2, "--hours", 1000)
-    assert money["cost"] == pytest.approx(100, rel=0.05)
+    assert money["cost"] == pytest.approx(100, rel=0.01)
+    served = plan("--hours", 10, "--served-tokens", 1e12)
+    assert served["hours"] == pytest.approx(10, rel=0.01)
+    assert served["parameters"] < 0.7 * plan("--hours", 10)["parameters"]
     assert plan("--hours", 1e9, "--flops", 1e20)["flops"] == pytest.approx(1e20, rel=1e-6)
 
 

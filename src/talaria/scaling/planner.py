@@ -26,6 +26,7 @@ from talaria.scaling.points import Array, Points
 _REPETITION = (math.log(15.387756), math.log(5.309743))
 """R_D and R_N of Muennighoff et al. 2023, appendix A: how fast repeated tokens and excess parameters lose their
 worth."""
+_SMALLEST_PUBLISHED = 44e6
 _LEVEL = 0.9
 _DRAWS = 2000
 
@@ -230,7 +231,17 @@ def allocate(rule: Rule, budget: Budget) -> Allocation:
             f"{epochs:.0f} epochs: beyond four, repeated text is worth much less than new (Muennighoff et al. 2023)"
         )
     loss = rule.loss(params, tokens, budget.tokens)
+    if rule.name in RULES and params < _SMALLEST_PUBLISHED:
+        notes.append("the published law stands on models of 44M parameters and more: far below, its loss means nothing")
     return Allocation(params, tokens, 6 * params * tokens, loss, epochs, tuple(notes))
+
+
+def worth_of(tokens: float, unique: float) -> float:
+    """Tokens that would be worth as much if all were different (Muennighoff et al. 2023, equation 5, its constants)."""
+    if tokens <= unique:
+        return tokens
+    r_d = math.exp(_REPETITION[0])
+    return unique * (1 - r_d * math.expm1(-(tokens / unique - 1) / r_d))
 
 
 def _short_of_text(rule: Rule, flops: float, unique: float, params: float) -> float:
