@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from talaria.errors import UsageError
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape
@@ -33,7 +35,7 @@ from talaria.run import Stage, atomic_write, is_finished, lock, read_json, read_
 from talaria.scaling.diagnosis import diagnose
 from talaria.scaling.fit import Fit, fit_law
 from talaria.scaling.planner import worth_of
-from talaria.scaling.points import read_points
+from talaria.scaling.points import Points
 from talaria.train.settings import TrainingPlan, plan_pretraining
 
 _SIZES = (1 / 4, 1 / 10, 1 / 25)
@@ -95,8 +97,9 @@ def climb(path: Path, overrides: list[str], seed: int = 0) -> Prediction:
             size = f"{rung.shape.n_params_non_embedding():,} parameters on {rung.plan.tokens:,} tokens"
             kept = "" if ran else " (is current)"
             console.print(f"rung {number} of {len(rungs)}: {size}: loss {losses[-1]:.4f}{kept}")
-        points = _write_points(at / "ladder.csv", rungs, losses, n_tokens)
-        fit = fit_law("chinchilla", read_points(points, ("params", "tokens", "loss")), seed=seed)
+        points = _points(rungs, losses, n_tokens)
+        _write_points(at / "ladder.csv", points)
+        fit = fit_law("chinchilla", points, seed=seed)
         return _predict(fit, points, rungs, own, n_tokens, at)
 
 
@@ -106,11 +109,10 @@ def plan_rungs(recipe: Recipe, own: Rung, n_tokens: int, place: str) -> list[Run
     if len(shapes) < 3:
         raise UsageError(
             f"{place}: {own.shape.n_params_non_embedding():,} parameters without embeddings are too few for three "
-            "smaller "
-            "sizes; give a larger [model]"
+            "smaller sizes; give a larger [model]"
         )
     whole = _compute(own.shape, own.plan)
-    rungs = []
+    rungs: list[Rung] = []
     for model in shapes:
         shape = resolve_shape(model, own.shape.vocab_size)
         for share in _LENGTHS:
@@ -192,24 +194,28 @@ def _compute(shape: ModelShape, plan: TrainingPlan) -> float:
     return float(shape.flops_per_token(plan.context)) * plan.tokens
 
 
-def _write_points(path: Path, rungs: list[Rung], losses: list[float], n_tokens: int) -> Path:
+def _points(rungs: list[Rung], losses: list[float], n_tokens: int) -> Points:
+    params = np.array([rung.shape.n_params_non_embedding() for rung in rungs], dtype=np.float64)
+    tokens = np.array([worth_of(rung.plan.tokens, n_tokens) for rung in rungs])
+    return Points(params, tokens, 6 * params * tokens, np.array(losses), np.arange(2, len(rungs) + 2))
+
+
+def _write_points(path: Path, points: Points) -> None:
+    """The rungs as `talaria fit` reads them."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["params", "tokens", "loss"])
-    for rung, loss in zip(rungs, losses, strict=True):
-        tokens = worth_of(rung.plan.tokens, n_tokens)
-        writer.writerow([rung.shape.n_params_non_embedding(), round(tokens), f"{loss:.6f}"])
+    writer.writerows(zip(points.params.tolist(), points.tokens.tolist(), points.loss.tolist(), strict=True))
     atomic_write(path, buffer.getvalue())
-    return path
 
 
-def _predict(fit: Fit, points: Path, rungs: list[Rung], own: Rung, n_tokens: int, at: Path) -> Prediction:
+def _predict(fit: Fit, points: Points, rungs: list[Rung], own: Rung, n_tokens: int, at: Path) -> Prediction:
     value, low, high = fit.predict_loss(
         own.shape.n_params_non_embedding(), worth_of(own.plan.tokens, n_tokens), level=LEVEL
     )
     larger = _compute(own.shape, own.plan) / max(_compute(rung.shape, rung.plan) for rung in rungs)
     reached = _held_out_loss(at / "pretrain") if is_finished(at / "pretrain") and _is_own(own, at) else None
-    warnings = diagnose(fit, read_points(points, ("params", "tokens", "loss")))
+    warnings = diagnose(fit, points)
     prediction = Prediction(len(rungs), larger, value, low, high, reached, warnings)
     atomic_write(at / "ladder.json", json.dumps(prediction.to_json(), indent=1) + "\n")
     return prediction

@@ -45,8 +45,7 @@ def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, 
     if len(inside) < 2:
         raise UserError(
             f"{len(inside)} of {len(valleys)} budgets have a best size between their smallest and largest (3 sizes "
-            "or more "
-            "a budget are needed); give two budgets or more, with sizes on both sides of the best"
+            "or more a budget are needed); give two budgets or more, with sizes on both sides of the best"
         )
     generator = np.random.default_rng(seed)
     bottoms = np.stack([_drawn_bottoms(points, valley, draws, generator) for valley in inside], axis=1)

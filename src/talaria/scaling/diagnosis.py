@@ -40,8 +40,7 @@ def diagnose(fit: Fit, points: Points, seed: int = 0) -> list[str]:
     if len(points) < _ROWS_A_COEFFICIENT * len(fit.theta):
         warnings.append(
             f"too few points: {len(points)} rows for {len(fit.theta)} coefficients; the intervals are too narrow, "
-            "so take "
-            f"{_ROWS_A_COEFFICIENT * len(fit.theta)} or more"
+            f"so take {_ROWS_A_COEFFICIENT * len(fit.theta)} or more"
         )
     for name in law.axes:
         values = getattr(points, name)
@@ -54,8 +53,7 @@ def diagnose(fit: Fit, points: Points, seed: int = 0) -> list[str]:
         if together > _TOGETHER:
             warnings.append(
                 f"params and tokens rise together (correlation {together:.3f}): the law cannot tell which of them "
-                "lowers the "
-                "loss; add runs of one size with more and fewer tokens"
+                "lowers the loss; add runs of one size with more and fewer tokens"
             )
     if "unique_tokens" in law.needs:
         warnings += _repetition(points)
@@ -86,8 +84,7 @@ class Movers:
         where = "" if len(self.rows) == 1 else "s"
         return (
             f"{name} the fit by {self.errors:.1f} standard errors: line{where} {lines} ({self.which}). Without: "
-            f"{moved}. "
-            f"Look at {'it' if len(self.rows) == 1 else 'them'}; --without {lines.replace(' ', '')} leaves "
+            f"{moved}. Look at {'it' if len(self.rows) == 1 else 'them'}; --without {lines.replace(' ', '')} leaves "
             f"{'it' if len(self.rows) == 1 else 'them'} out"
         )
 
@@ -165,8 +162,7 @@ def _embeddings(law: Law, theta: Array, points: Points) -> list[str]:
         )
         return [
             f"embedding parameters are mixed in: {100 * share[row]:.0f} % of params at line {points.lines[row]}; "
-            "the law fits "
-            f"{'better' if better else 'no better'} without them (--columns params=params_non_embedding)"
+            f"the law fits {'better' if better else 'no better'} without them (--columns params=params_non_embedding)"
         ]
     smallest = points.params.min()
     whole = _objective(law, theta, points, points.params)

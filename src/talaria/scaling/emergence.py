@@ -139,8 +139,7 @@ def read_scores(path: Path, scale: str = "params", names: Mapping[str, str] | No
     if lacking:
         raise UserError(
             f"{path}:1: no column {', '.join(lacking)}; give a results.csv or the columns scale, task, metric, "
-            "score and n, "
-            "or name others by --columns, e.g. --columns scale=params"
+            "score and n, or name others by --columns, e.g. --columns scale=params"
         )
     scores = []
     for place, line in enumerate(lines):
@@ -206,8 +205,10 @@ def _together(smooth: list[MetricCurve], coarse: list[MetricCurve]) -> tuple[str
         others = ", ".join(one.metric for one in smooth if one not in jumps)
         kind, probabilities, _ = _most(probabilities)
         return kind, probabilities, f"{jumps[0].metric} jumps, {others} does not"
-    probabilities = _without_jump(probabilities)
     kinds = {one.curve.kind for one in smooth}
+    if kinds == {"undetermined"}:
+        return "undetermined", probabilities, smooth[0].curve.reason
+    probabilities = _without_jump(probabilities)
     kind, reason = (smooth[0].curve.kind, smooth[0].curve.reason) if len(kinds) == 1 else _most(probabilities)[::2]
     if kind == "steady" and any(one.curve.kind == "sudden" for one in coarse):
         jump = next(one.metric for one in coarse if one.curve.kind == "sudden")

@@ -185,8 +185,7 @@ def _check_carries(law: Law, points: Points) -> None:
         if np.ptp(np.log(values)) < 1e-9:
             raise UserError(
                 f"line {points.lines[0]} and all {len(points) - 1} rows after it have {name} {values[0]:.6g}: "
-                f"{law.name} "
-                f"needs runs that differ in {name}"
+                f"{law.name} needs runs that differ in {name}"
             )
 
 

@@ -84,8 +84,7 @@ def fit_summary(fit: Fit) -> Group:
         parts.append(
             Text(
                 f"best parameters ~ C^{fit.exponents['parameters']:.3f}, tokens ~ C^{fit.exponents['tokens']:.3f}: "
-                "ten times "
-                f"the compute wants {10 ** fit.exponents['parameters']:.2f} times the parameters on "
+                f"ten times the compute wants {10 ** fit.exponents['parameters']:.2f} times the parameters on "
                 f"{10 ** fit.exponents['tokens']:.2f} times the tokens"
             )
         )
@@ -96,8 +95,7 @@ def fit_summary(fit: Fit) -> Group:
                 f"the {out.n} runs of most compute, predicted from the rest: {100 * out.mean_relative_error:.2f} % "
                 "off in the "
                 f"mean, {100 * out.largest_relative_error:.2f} % at most; {out.inside_interval90} of {out.n} inside "
-                "their 90 % "
-                "interval"
+                "their 90 % interval"
             )
         )
     parts += [Text(f"warning: {warning}") for warning in fit.warnings]

@@ -173,8 +173,7 @@ def _numbers(path: Path, name: str, lines: Sequence[int], cells: Sequence[str]) 
         if value < _SMALLEST.get(name, 0.0):
             raise UserError(
                 f"{path}:{line}: {name} is {cell}, too small for a count; write whole numbers, not thousands, "
-                "millions or "
-                "billions"
+                "millions or billions"
             )
         if name == "loss" and value > _LARGEST_LOSS:
             raise UserError(
