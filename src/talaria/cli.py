@@ -151,6 +151,93 @@ def bench(
 
 
 @app.command()
+def fit(
+    points: Annotated[Path, typer.Argument(help="A CSV of runs: params, tokens, loss.", metavar="POINTS.csv")],
+    law: Annotated[str, typer.Option(help="kaplan, chinchilla, isoflop, envelope, repeated or broken.")] = "chinchilla",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="A column of another name, e.g. params='Model Size'.", metavar="NAME=COLUMN"),
+    ] = None,
+    without: Annotated[str | None, typer.Option(help="Lines to leave out, e.g. 2,3,4.", metavar="LINES")] = None,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="A folder for pictures.", metavar="FOLDER")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file for talaria plan --fit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Fit a scaling law to a table of runs: coefficients, intervals, and what the points cannot carry."""
+    from talaria.commands import fit_points
+
+    fit_points(points, law, columns or [], without, draws, seed, plot, output, as_json)
+
+
+@app.command()
+def plan(
+    flops: Annotated[float | None, typer.Option(help="Training compute, e.g. 1e18.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Time for training, on --device.")] = None,
+    money: Annotated[float | None, typer.Option(help="What training may cost, with --price.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Text at hand; short text is repeated.")] = None,
+    parameters: Annotated[float | None, typer.Option(help="A fixed size.")] = None,
+    served_tokens: Annotated[float | None, typer.Option(help="What it will read and write in its life.")] = None,
+    law: Annotated[str, typer.Option(help="chinchilla or kaplan, as published.")] = "chinchilla",
+    fit: Annotated[
+        Path | None, typer.Option(help="Your own law, from talaria fit --output.", metavar="FIT.json")
+    ] = None,
+    device: Annotated[str, typer.Option(help="here (measured now), or a name such as a100, h100, rtx4090.")] = "here",
+    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    utilisation: Annotated[float, typer.Option(help="Share of a named device's peak that training reaches.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Of one device for an hour.")] = None,
+    context: Annotated[int | None, typer.Option(min=8, help="Tokens a training row.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=257)] = None,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Files or folders of text; else the embedded world.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The recipe to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """How large, on how much text, for how long and to what loss: from a budget to a recipe."""
+    from talaria.commands import print_plan
+
+    given = {"flops": flops, "tokens": tokens, "params": parameters, "served_tokens": served_tokens}
+    machine = {"device": device, "devices": devices, "utilisation": utilisation, "price": price}
+    dials = {"context": context, "vocab_size": vocab_size, "corpus": corpus or []}
+    print_plan(given, law, fit, {"hours": hours, "money": money, **machine, **dials}, output, as_json)
+
+
+@app.command()
+def ladder(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
+) -> None:
+    """Train nine small runs of a recipe and predict the loss of its own; after that run, say whether it fell inside."""
+    from talaria.commands import climb_ladder
+
+    climb_ladder(recipe, overrides or [], as_json)
+
+
+@app.command()
+def emergence(
+    results: Annotated[Path, typer.Argument(help="results.csv, or a CSV of scale, task, metric, score, n.")],
+    scale: Annotated[str, typer.Option(help="Of a results.csv: params, tokens, flops or step.")] = "params",
+    columns: Annotated[
+        list[str] | None, typer.Option(help="A column of another name, e.g. scale=params.", metavar="NAME=COLUMN")
+    ] = None,
+    smooth: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric that moves with every small change of the model.", metavar="METRIC"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulated curves.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="A folder for pictures.", metavar="FOLDER")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Which tasks grow steadily, suddenly, fall or turn with scale, and whether a jump is more than its metric."""
+    from talaria.commands import print_emergence
+
+    print_emergence(results, scale, columns or [], smooth or [], seed, plot, as_json)
+
+
+@app.command()
 def compare(first: RunArgument, second: RunArgument) -> None:
     """Two runs side by side: settings that differ, losses, results and whether they differ beyond noise."""
     from talaria.commands import compare_runs

@@ -31,7 +31,7 @@ from talaria.train.sizing import probe
 _DEPTHS = (2, 4, 6, 8, 12)
 _PROBED_DEPTHS = (2, 4, 6)
 _TABLE_VOCABULARY = 8192
-_PROGRAM_BYTES = 350_000_000
+PROGRAM_BYTES = 350_000_000
 """Python and torch themselves, before the first tensor."""
 _TOKENS_PER_ENTITY = 2400
 """What the world writes about one of its people, at the demo's vocabulary of 2,048."""
@@ -107,7 +107,7 @@ def examine(
             # Larger ones are not probed: they reach the FLOP rate of the largest probed, or more.
             rate = rate_of_flops / shape.flops_per_token(plan.context)
             shown = f"~{rate:,.0f}"
-        memory = _PROGRAM_BYTES + training_bytes(shape, plan.micro_rows, plan.context, row.pretrain)
+        memory = PROGRAM_BYTES + training_bytes(shape, plan.micro_rows, plan.context, row.pretrain)
         table.add_row(
             row.name,
             _short(shape.n_params()),
@@ -136,7 +136,7 @@ def _serving(shapes: dict[str, ModelShape]) -> Group:
     note = (
         "fp32, int8, int4: bytes of the weights. Cache: of one conversation that fills the context. The program itself"
     )
-    return Group(table, Text(f"{note} takes {_gigabytes(_PROGRAM_BYTES)} more."))
+    return Group(table, Text(f"{note} takes {_gigabytes(PROGRAM_BYTES)} more."))
 
 
 def _row(name: str, shape: ModelShape, settings: PretrainSettings, data_tokens: int | None) -> _Row:

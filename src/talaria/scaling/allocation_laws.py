@@ -1,0 +1,183 @@
+"""Chinchilla's first two ways: which size is best for a compute budget, straight from the runs, without a law of the
+loss.
+
+Envelope (Hoffmann et al. 2022, section 3.1): of all runs' curves, the lowest loss at each budget. IsoFLOP (section
+3.2): for each budget a parabola of loss over log N, whose bottom is the best size. Either gives pairs of budget and
+size, through which N = N_0 C^a and D = D_0 C^b go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from talaria.errors import UserError
+from talaria.scaling.fit import Fit
+from talaria.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN, Array, Index, Points
+
+_SAME_SIZE = 0.01
+"""Sizes whose logs differ by less are one size, read from its curve more than once."""
+_SAME_BUDGET = 0.05
+"""Budgets whose logs differ by less from the next are one budget."""
+_GRID = 400
+
+
+@dataclass(frozen=True)
+class Valley:
+    """One budget's parabola of loss over z = log N - centre, highest power first, and its bottom."""
+
+    flops: float
+    centre: float
+    parabola: Array
+    rows: Index
+    best: float
+    is_inside: bool
+
+
+def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, list[Valley]]:
+    """Power laws through the bottoms of the parabolas. The bootstrap resamples each parabola's residuals.
+
+    Raises UserError where fewer than two budgets have a bottom.
+    """
+    valleys = [valley for rows in _groups(np.log(points.flops), _SAME_BUDGET) if (valley := _valley(points, rows))]
+    inside = [valley for valley in valleys if valley.is_inside]
+    if len(inside) < 2:
+        raise UserError(
+            f"{len(inside)} of {len(valleys)} budgets have a best size between their smallest and largest (3 sizes "
+            "or more a budget are needed); give two budgets or more, with sizes on both sides of the best"
+        )
+    generator = np.random.default_rng(seed)
+    bottoms = np.stack([_drawn_bottoms(points, valley, draws, generator) for valley in inside], axis=1)
+    log_c = np.log([valley.flops for valley in inside])
+    fit = _power_laws("isoflop", log_c, np.log([valley.best for valley in inside]), bottoms, len(points), seed)
+    for valley in valleys:
+        if not valley.is_inside:
+            fit.warnings.append(
+                f"budget {valley.flops:.3g}: its best size lies beyond the sizes tried, so it is left out; add "
+                "sizes there"
+            )
+    if len(inside) < 3:
+        fit.warnings.append("two budgets alone: the line through them has no residual; add a third")
+    return fit, valleys
+
+
+def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, Array]:
+    """Power laws through the lower envelope. Returns the fit and the envelope's rows (log C, log N).
+
+    The curve of a size is its rows in order of compute, with log loss linear in log compute between them; a size with
+    one row has no curve and counts at its own budget alone. The bootstrap draws sizes with replacement.
+    """
+    log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
+    sizes = _groups(log_n, _SAME_SIZE)
+    curves = [rows[np.argsort(log_c[rows])] for rows in sizes]
+    if sum(len(rows) > 1 for rows in curves) < 3:
+        raise UserError(
+            f"{sum(len(rows) > 1 for rows in curves)} sizes have two rows or more; the envelope needs the curves of "
+            "three sizes"
+        )
+    grid = np.linspace(log_c.min(), log_c.max(), _GRID)
+    losses = np.full((len(curves), _GRID), np.inf)
+    for place, rows in enumerate(curves):
+        inside = (grid >= log_c[rows[0]]) & (grid <= log_c[rows[-1]])
+        losses[place, inside] = _curve(grid[inside], log_c[rows], log_loss[rows])
+    size = np.array([log_n[rows].mean() for rows in curves])
+    found = _envelope(losses, size, grid)
+    if found is None:
+        raise UserError(
+            "at no two budgets is a size the best between a smaller and a larger one; train more sizes over the "
+            "same budgets"
+        )
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(draws):
+        chosen = np.unique(generator.integers(0, len(curves), len(curves)))
+        if (one := _envelope(losses[chosen], size[chosen], grid)) is not None:
+            drawn.append(np.polyfit(one[:, 0], one[:, 1], 1))
+    if len(drawn) < draws / 2:
+        raise UserError("too few sizes overlap for an interval; train more sizes over the same budgets")
+    slope, offset = np.polyfit(found[:, 0], found[:, 1], 1)
+    residuals = found[:, 1] - (offset + slope * found[:, 0])
+    fit = _told("envelope", slope, offset, np.array(drawn), residuals, len(points), seed)
+    if len(np.unique(found[:, 1])) < 4:
+        fit.warnings.append(f"only {len(np.unique(found[:, 1]))} sizes are ever the best; add sizes between them")
+    return fit, found
+
+
+def _curve(grid: Array, log_c: Array, log_loss: Array) -> Array:
+    """One size's log loss at the budgets of `grid`: a cubic through six rows or more, else lines between them. The
+    lowest of noisy curves is low by chance, which pulls the best size towards the middle of the sizes."""
+    if len(log_c) < 6:
+        return np.interp(grid, log_c, log_loss)
+    centre, half = (log_c[0] + log_c[-1]) / 2, (log_c[-1] - log_c[0]) / 2
+    smooth: Array = np.polyval(np.polyfit((log_c - centre) / half, log_loss, 3), (grid - centre) / half)
+    return smooth
+
+
+def _envelope(losses: Array, sizes: Array, grid: Array) -> Array | None:
+    """(log C, log N) wherever the best of the ascending `sizes` has a smaller and a larger one to be compared with:
+    at an end of the sizes the best lies beyond them."""
+    there = np.isfinite(losses)
+    best = np.argmin(losses, axis=0)
+    smallest, largest = np.argmax(there, axis=0), len(sizes) - 1 - np.argmax(there[::-1], axis=0)
+    compared = (smallest < best) & (best < largest)
+    if len(np.unique(best[compared])) < 2:
+        return None
+    return np.stack([grid[compared], sizes[best[compared]]], axis=1)
+
+
+def _groups(values: Array, tolerance: float) -> list[Index]:
+    """Indices of values that lie within `tolerance` of the next, in ascending order."""
+    order = np.argsort(values)
+    cuts = np.flatnonzero(np.diff(values[order]) > tolerance) + 1
+    return list(np.split(order, cuts))
+
+
+def _valley(points: Points, rows: Index) -> Valley | None:
+    x = np.log(points.params[rows])
+    if len(_groups(x, _SAME_SIZE)) < 3:
+        return None
+    centre = float(x.mean())
+    parabola = np.polyfit(x - centre, points.loss[rows], 2)
+    bottom = -parabola[1] / (2 * parabola[0]) + centre if parabola[0] > 0 else np.nan
+    budget = float(np.exp(np.log(points.flops[rows]).mean()))
+    is_inside = bool(np.isfinite(bottom) and x.min() < bottom < x.max())
+    return Valley(budget, centre, parabola, rows, float(np.exp(bottom)), is_inside)
+
+
+def _drawn_bottoms(points: Points, valley: Valley, draws: int, generator: np.random.Generator) -> Array:
+    z = np.log(points.params[valley.rows]) - valley.centre
+    fitted = np.polyval(valley.parabola, z)
+    residuals = points.loss[valley.rows] - fitted
+    wider = np.sqrt(len(z) / max(1, len(z) - 3))
+    samples = fitted + wider * generator.choice(residuals, (draws, len(z)))
+    c2, c1, _ = np.polyfit(z, samples.T, 2)
+    bottoms = np.where(c2 > 0, -c1 / (2 * np.where(c2 > 0, c2, 1.0)), np.where(c1 > 0, z.min(), z.max()))
+    drawn: Array = np.clip(bottoms, z.min() - 2, z.max() + 2) + valley.centre
+    return drawn
+
+
+def _power_laws(law: str, log_c: Array, log_n: Array, drawn: Array, n_points: int, seed: int) -> Fit:
+    slope, offset = np.polyfit(log_c, log_n, 1)
+    return _told(law, slope, offset, np.polyfit(log_c, drawn.T, 1).T, log_n - (offset + slope * log_c), n_points, seed)
+
+
+def _told(law: str, slope: float, offset: float, lines: Array, residuals: Array, n_points: int, seed: int) -> Fit:
+    """Coefficients of N = N_0 C^a and, by C = 6 N D, of D = D_0 C^b; `lines` are the draws' slopes and offsets."""
+    coefficients = {name: float(values[0]) for name, values in _both(np.array([[slope, offset]])).items()}
+    draws = _both(lines)
+    return Fit(
+        law=law,
+        coefficients=coefficients,
+        draws=draws,
+        exponents={"parameters": coefficients["a"], "tokens": coefficients["b"]},
+        exponent_draws={"parameters": draws["a"], "tokens": draws["b"]},
+        residuals=residuals,
+        n_points=n_points,
+        seed=seed,
+    )
+
+
+def _both(lines: Array) -> dict[str, Array]:
+    a, n_0 = lines[:, 0], np.exp(lines[:, 1])
+    return {"N_0": n_0, "a": a, "D_0": 1 / (FLOPS_PER_PARAMETER_AND_TOKEN * n_0), "b": 1 - a}

@@ -1,0 +1,208 @@
+"""A law and a table of runs in; coefficients with bootstrap intervals, residuals, held-out error and warnings out.
+
+fit = fit_law("chinchilla", read_points(Path("runs.csv"), needs=law_needs("chinchilla")), draws=1000, seed=0)
+fit.interval("alpha", 0.9), fit.predict_loss(params=7e9, tokens=1.4e11, level=0.8)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talaria.errors import UserError
+from talaria.run import atomic_write
+from talaria.scaling.laws import LAWS, Law
+from talaria.scaling.least_squares import minimise, minimise_from_grid
+from talaria.scaling.points import Array, Points
+
+HELD_OUT_SHARE = 0.1
+"""Of the points, those with the most compute are predicted from the rest."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The largest runs, predicted from the others: relative errors of the loss, and how many fell inside the
+    interval."""
+
+    n: int
+    mean_relative_error: float
+    largest_relative_error: float
+    inside_interval90: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One law through one table. `draws` holds each coefficient's bootstrap values; `residuals_N` are log loss over
+    prediction."""
+
+    law: str
+    coefficients: dict[str, float]
+    draws: dict[str, Array]
+    exponents: dict[str, float] | None
+    exponent_draws: dict[str, Array]
+    residuals: Array
+    n_points: int
+    seed: int
+    theta: Array | None = None
+    theta_draws: Array | None = None
+    held_out: HeldOut | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Percentile bootstrap interval of a coefficient (Efron 1979)."""
+        return _interval(self.draws[name], level)
+
+    def predict_loss(
+        self, params: float, tokens: float, level: float = 0.9, unique_tokens: float | None = None
+    ) -> tuple[float, float, float]:
+        """Loss of a run yet to be made, with the interval that should hold it at `level`: (value, low, high).
+
+        The interval joins the draws' predictions with the fit's residuals, widened for the fitted parameters. Raises
+        UserError for laws that give no loss of a size and a number of tokens.
+        """
+        if self.theta is None or self.theta_draws is None:
+            raise UserError(f"law {self.law} gives the best size, not the loss; fit chinchilla or kaplan for a loss")
+        law = LAWS[self.law]
+        one = _single(params, tokens, unique_tokens)
+        value = float(np.exp(law.predict(self.theta[None], one)[0][0, 0]))
+        predicted = law.predict(self.theta_draws, one)[0][:, 0]
+        return value, *_interval(np.exp(predicted + self._noise(len(predicted), len(self.theta))), level)
+
+    def _noise(self, n: int, n_coefficients: int) -> Array:
+        wider = np.sqrt(len(self.residuals) / max(1, len(self.residuals) - n_coefficients))
+        noise: Array = np.random.default_rng(self.seed).choice(self.residuals, n) * wider
+        return noise
+
+    def to_json(self) -> dict[str, Any]:
+        """What `talaria fit --json` prints."""
+        logs = np.abs(self.residuals)
+        return {
+            "law": self.law,
+            "coefficients": self.coefficients,
+            "interval90": {name: list(self.interval(name)) for name in self.coefficients},
+            "exponents": self.exponents,
+            "exponents_interval90": {
+                name: list(_interval(values, 0.9)) for name, values in self.exponent_draws.items()
+            },
+            "n_points": self.n_points,
+            "seed": self.seed,
+            "draws": len(next(iter(self.draws.values()))),
+            "residuals": {"median": float(np.median(logs)), "rms": float(np.sqrt(np.mean(logs**2)))},
+            "held_out": None if self.held_out is None else vars(self.held_out),
+            "warnings": self.warnings,
+            "theta": None if self.theta is None else self.theta.tolist(),
+            "theta_covariance": None if self.theta_draws is None else np.cov(self.theta_draws.T).tolist(),
+        }
+
+
+def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
+    """Fit one of `LAWS`: the best of a grid of starts, then `draws` bootstrap samples of the rows from there.
+
+    Raises UserError where the rows are fewer than the coefficients or all of one size.
+    """
+    law = LAWS[name]
+    _check_carries(law, points)
+    target = np.log(points.loss)
+
+    def model(theta: Array) -> tuple[Array, Array]:
+        return law.predict(theta, points)
+
+    theta, _ = minimise_from_grid(model, law.starts(points), target)
+    counts = bootstrap_counts(len(points), draws, seed)
+    theta_draws, objectives = minimise(model, np.repeat(theta[None], draws, 0), target, counts, tolerance=1e-7)
+    theta_draws = theta_draws[np.isfinite(objectives)]
+    told = {key: float(values[0]) for key, values in law.coefficients(theta[None]).items()}
+    drawn = law.coefficients(theta_draws)
+    exponents, exponent_draws = _exponents(law, told, drawn)
+    return Fit(
+        law=name,
+        coefficients=told,
+        draws=drawn,
+        exponents=exponents,
+        exponent_draws=exponent_draws,
+        residuals=target - model(theta[None])[0][0],
+        n_points=len(points),
+        seed=seed,
+        theta=theta,
+        theta_draws=theta_draws,
+    )
+
+
+def bootstrap_counts(n: int, draws: int, seed: int) -> Array:
+    """How often each of n rows is in each draw with replacement: float64 of (draws, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+
+
+def hold_out(name: str, points: Points, draws: int = 200, seed: int = 0) -> HeldOut | None:
+    """Predict the runs of most compute from the rest; None where too few rows would be left."""
+    n_out = max(1, round(HELD_OUT_SHARE * len(points)))
+    order = np.argsort(points.flops, kind="stable")
+    rest, out = points.take(np.sort(order[:-n_out])), points.take(np.sort(order[-n_out:]))
+    if len(rest) < 2 * LAWS[name].starts(points).shape[1] or np.ptp(rest.flops) == 0:
+        return None
+    try:
+        fit = fit_law(name, rest, draws, seed)
+    except UserError:
+        return None
+    assert fit.theta is not None and fit.theta_draws is not None
+    law, target = LAWS[name], np.log(out.loss)
+    errors = np.abs(np.expm1(law.predict(fit.theta[None], out)[0][0] - target))
+    drawn = law.predict(fit.theta_draws, out)[0] + fit._noise(len(fit.theta_draws), len(fit.theta))[:, None]
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
+    inside = int(np.sum((low <= target) & (target <= high)))
+    return HeldOut(n_out, float(errors.mean()), float(errors.max()), inside)
+
+
+def write_fit(fit: Fit, path: Path) -> None:
+    """Write what `talaria plan --fit` reads."""
+    atomic_write(path, json.dumps(fit.to_json(), indent=1) + "\n")
+
+
+def _exponents(
+    law: Law, told: dict[str, float], drawn: dict[str, Array]
+) -> tuple[dict[str, float] | None, dict[str, Array]]:
+    if law.exponents is None:
+        return None, {}
+    single = {key: np.array([value]) for key, value in told.items()}
+    names = ("parameters", "tokens")
+    found = {key: float(values[0]) for key, values in zip(names, law.exponents(single), strict=True)}
+    return found, dict(zip(names, law.exponents(drawn), strict=True))
+
+
+def _check_carries(law: Law, points: Points) -> None:
+    n_coefficients = len(law.coefficients(law.starts(points)[:1]))
+    if len(points) <= n_coefficients:
+        raise UserError(
+            f"{len(points)} rows cannot carry the {n_coefficients} coefficients of {law.name}; give at least "
+            f"{3 * n_coefficients} runs of different sizes and lengths"
+        )
+    for name in law.axes:
+        values = getattr(points, name)
+        if np.ptp(np.log(values)) < 1e-9:
+            raise UserError(
+                f"line {points.lines[0]} and all {len(points) - 1} rows after it have {name} {values[0]:.6g}: "
+                f"{law.name} needs runs that differ in {name}"
+            )
+
+
+def _interval(values: Array, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _single(params: float, tokens: float, unique_tokens: float | None) -> Points:
+    def one(value: float) -> Array:
+        return np.array([value], dtype=np.float64)
+
+    return Points(
+        params=one(params),
+        tokens=one(tokens),
+        flops=one(6 * params * tokens),
+        loss=one(1.0),
+        lines=np.array([0]),
+        unique_tokens=one(tokens if unique_tokens is None else unique_tokens),
+    )

@@ -1,0 +1,237 @@
+"""The laws by which loss falls with parameters, tokens and compute: each as log-loss and its derivatives.
+
+All are fitted in the log of the loss, with the sums of their terms taken as log-sum-exp of the terms' logs, as the
+replication of Chinchilla's third approach does (Besiroglu et al. 2024, equation 3). Natural logs; loss in nats a token.
+
+Shapes: B problems, P parameters, N points.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from talaria.scaling.points import Array, Points
+
+Predict = Callable[[Array, Points], tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One formula. `predict(theta_BP, points)` gives log-losses_BN and derivatives_BPN; `coefficients` turns theta_BP
+    into named arrays_B; `starts(points)` gives the grid that a fit begins from; `exponents` those of the best
+    parameters and tokens against compute C = 6 N D, None where the law has none."""
+
+    name: str
+    needs: tuple[str, ...]
+    predict: Predict
+    coefficients: Callable[[Array], dict[str, Array]]
+    starts: Callable[[Points], Array]
+    exponents: Callable[[dict[str, Array]], tuple[Array, Array]] | None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The columns that its loss falls with."""
+        return ("params", "tokens") if "params" in self.needs else ("flops",)
+
+
+# ------------------------------------------------------------------------------------------ chinchilla
+
+
+def _chinchilla(theta: Array, points: Points) -> tuple[Array, Array]:
+    """L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 2); theta = log A, log B, log E, alpha, beta."""
+    x, y = np.log(points.params), np.log(points.tokens)
+    terms = np.empty((3, len(theta), len(points)))
+    terms[0] = theta[:, 0:1] - theta[:, 3:4] * x
+    terms[1] = theta[:, 1:2] - theta[:, 4:5] * y
+    terms[2] = theta[:, 2:3]
+    log_loss, shares = _log_sum(terms)
+    slopes = np.empty((len(theta), 5, len(points)))
+    slopes[:, 0], slopes[:, 1], slopes[:, 2] = shares
+    slopes[:, 3], slopes[:, 4] = -shares[0] * x, -shares[1] * y
+    return log_loss, slopes
+
+
+def _chinchilla_coefficients(theta: Array) -> dict[str, Array]:
+    a, b, e, alpha, beta = theta.T
+    with np.errstate(over="ignore"):  # a draw of points that carry no law may have no finite scale
+        return {"E": np.exp(e), "A": np.exp(a), "B": np.exp(b), "alpha": alpha, "beta": beta}
+
+
+def _chinchilla_starts(points: Points) -> Array:
+    """The replication's grid: 4,500 starts."""
+    high, low = [0.0, 5.0, 10.0, 15.0, 20.0, 25.0], [0.0, 0.5, 1.0, 1.5, 2.0]
+    return np.array(list(itertools.product(high, high, [-1.0, -0.5, 0.0, 0.5, 1.0], low, low)))
+
+
+def _chinchilla_exponents(found: dict[str, Array]) -> tuple[Array, Array]:
+    """N ~ C^(beta / (alpha + beta)), D ~ C^(alpha / (alpha + beta)) (Hoffmann et al. 2022, equation 4)."""
+    total = found["alpha"] + found["beta"]
+    return found["beta"] / total, found["alpha"] / total
+
+
+# ---------------------------------------------------------------------------------------------- kaplan
+
+
+def _kaplan(theta: Array, points: Points) -> tuple[Array, Array]:
+    """L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D (Kaplan et al. 2020, equation 1.5); theta = log N_c, log
+    D_c, alpha_N, alpha_D."""
+    log_n_c, log_d_c, alpha_n, alpha_d = (theta[:, i : i + 1] for i in range(4))
+    from_size = log_n_c - np.log(points.params)
+    terms = np.stack([alpha_n / alpha_d * from_size, log_d_c - np.log(points.tokens)])
+    total, shares = _log_sum(terms)
+    slopes = np.stack(
+        [alpha_n * shares[0], alpha_d * shares[1], shares[0] * from_size, total - shares[0] * terms[0]], axis=1
+    )
+    return alpha_d * total, slopes
+
+
+def _kaplan_coefficients(theta: Array) -> dict[str, Array]:
+    log_n_c, log_d_c, alpha_n, alpha_d = theta.T
+    return {"N_c": np.exp(log_n_c), "D_c": np.exp(log_d_c), "alpha_N": alpha_n, "alpha_D": alpha_d}
+
+
+def _kaplan_starts(points: Points) -> Array:
+    """Rates from slow to fast, each with the scales at which one term alone would give the median loss."""
+    x, y, z = (float(np.median(np.log(values))) for values in (points.params, points.tokens, points.loss))
+    rates = [0.03, 0.06, 0.1, 0.2, 0.4, 0.8]
+    return np.array(
+        [[x + z * s / n, y + z * t / d, n, d] for n, d in itertools.product(rates, rates) for s, t in _SHARES]
+    )
+
+
+_SHARES = ((0.5, 0.5), (1.0, 0.5), (0.5, 1.0), (1.0, 1.0))
+
+
+def _kaplan_exponents(found: dict[str, Array]) -> tuple[Array, Array]:
+    """Minimum of equation 1.5 under C = 6 N D: N ~ C^(alpha_D / (alpha_N + alpha_D)). The paper's own 0.73 is of
+    another path, where models stop far before they converge (its section 6)."""
+    total = found["alpha_N"] + found["alpha_D"]
+    return found["alpha_D"] / total, found["alpha_N"] / total
+
+
+# ------------------------------------------------------------------------------------------ repetition
+
+
+def _repeated(theta: Array, points: Points) -> tuple[Array, Array]:
+    """Chinchilla's law over effective parameters and tokens (Muennighoff et al. 2023, equations 5 and 6); theta = log
+    A, log B, log E, alpha, beta, log R_D, log R_N. Derivatives are central differences."""
+    value = _repeated_log_loss(theta, points)
+    slopes = np.empty((len(theta), theta.shape[1], len(points)))
+    for place in range(theta.shape[1]):
+        step = 1e-5 * np.maximum(1.0, np.abs(theta[:, place]))
+        up, down = theta.copy(), theta.copy()
+        up[:, place] += step
+        down[:, place] -= step
+        slopes[:, place] = (_repeated_log_loss(up, points) - _repeated_log_loss(down, points)) / (2 * step[:, None])
+    return value, slopes
+
+
+def _repeated_log_loss(theta: Array, points: Points) -> Array:
+    assert points.unique_tokens is not None
+    a, b, e, alpha, beta, log_r_d, log_r_n = (theta[:, i : i + 1] for i in range(7))
+    log_n, log_d = effective_logs(a, b, alpha, beta, np.exp(log_r_d), np.exp(log_r_n), points)
+    return np.logaddexp(np.logaddexp(a - alpha * log_n, b - beta * log_d), e)
+
+
+def effective_logs(
+    a: Array, b: Array, alpha: Array, beta: Array, r_d: Array, r_n: Array, points: Points
+) -> tuple[Array, Array]:
+    """Logs of effective parameters N' and tokens D': with U different tokens, D' = U + U R (1 - exp(-(D / U - 1) / R));
+    parameters beyond those that are best for U are worth as little (Muennighoff et al. 2023, section 3.1)."""
+    assert points.unique_tokens is not None
+    unique = np.minimum(points.unique_tokens, points.tokens)
+    log_d = np.log(unique) + np.log1p(-r_d * np.expm1(-(points.tokens / unique - 1) / r_d))
+    # The best N for U tokens: N = G (C / 6)^p and D = (C / 6)^(1 - p) / G, so log N = log G + (log U + log G) beta /
+    # alpha.
+    log_g = (np.log(alpha / beta) + a - b) / (alpha + beta)
+    best = np.minimum(log_g + (np.log(unique) + log_g) * beta / alpha, np.log(points.params))
+    excess = np.maximum(points.params / np.exp(best) - 1, 0.0)
+    return best + np.log1p(-r_n * np.expm1(-excess / r_n)), log_d
+
+
+def _repeated_coefficients(theta: Array) -> dict[str, Array]:
+    return _chinchilla_coefficients(theta[:, :5]) | {"R_D": np.exp(theta[:, 5]), "R_N": np.exp(theta[:, 6])}
+
+
+def _repeated_starts(points: Points) -> Array:
+    base = [
+        [a, b, e, alpha, beta]
+        for a, b, e, alpha, beta in itertools.product(
+            [3.0, 6.0, 9.0], [3.0, 7.0, 11.0], [-0.5, 0.5], [0.2, 0.4, 0.7], [0.2, 0.4, 0.7]
+        )
+    ]
+    return np.array([[*row, d, n] for row in base for d in (1.0, 3.0) for n in (1.0, 3.0)])
+
+
+# ---------------------------------------------------------------------------------------------- broken
+
+
+def _broken(theta: Array, points: Points) -> tuple[Array, Array]:
+    """y = a + b C^-c0 (1 + (C / d1)^(1 / f1))^(-c1 f1) with C the compute (Caballero et al. 2023, equation 1, one
+    break); theta = log a, log b, c0, c1, log d1, log f1."""
+    log_a, log_b, c0, c1, log_d, log_f = (theta[:, i : i + 1] for i in range(6))
+    x, f = np.log(points.flops), np.exp(log_f)
+    z = (x - log_d) / f
+    bend = np.logaddexp(0.0, z)
+    gate = np.exp(np.minimum(z, 0.0) - np.logaddexp(0.0, -np.abs(z)))
+    power = log_b - c0 * x - c1 * f * bend
+    total, (_, share) = _log_sum(np.stack([np.broadcast_to(log_a, power.shape), power]))
+    slopes = np.stack(
+        [1 - share, share, -share * x, -share * f * bend, share * c1 * gate, -share * c1 * f * (bend - z * gate)],
+        axis=1,
+    )
+    return total, slopes
+
+
+def _broken_coefficients(theta: Array) -> dict[str, Array]:
+    log_a, log_b, c0, c1, log_d, log_f = theta.T
+    values = (np.exp(log_a), np.exp(log_b), c0, c1, np.exp(log_d), np.exp(log_f))
+    return dict(zip(("a", "b", "c0", "c1", "d1", "f1"), values, strict=True))
+
+
+def _broken_starts(points: Points) -> Array:
+    x, y = np.log(points.flops), np.log(points.loss)
+    starts = []
+    for share, place, sharpness, first, second in itertools.product(
+        [0.05, 0.5, 0.9], [0.2, 0.35, 0.5, 0.65, 0.8], [0.1, 0.5, 1.5], [0.02, 0.08, 0.2], [-0.1, 0.1, 0.3]
+    ):
+        floor = math.log(share) + float(y.min())
+        rest = float(np.median(np.log(np.maximum(points.loss - math.exp(floor), 1e-6))))
+        d = float(np.quantile(x, place))
+        log_b = rest + first * float(np.median(x)) + second * max(float(np.median(x)) - d, 0.0)
+        starts.append([floor, log_b, first, second, d, math.log(sharpness)])
+    return np.array(starts)
+
+
+# ------------------------------------------------------------------------------------------------ all
+
+
+def _log_sum(terms: Array) -> tuple[Array, Array]:
+    """Log of the sum of exp over the first axis, and each term's share of that sum."""
+    top = terms.max(axis=0)
+    shares = np.exp(terms - top)
+    total = shares.sum(axis=0)
+    shares /= total
+    return top + np.log(total), shares
+
+
+_SIZE_AND_TEXT = ("params", "tokens", "loss")
+CHINCHILLA = Law(
+    "chinchilla", _SIZE_AND_TEXT, _chinchilla, _chinchilla_coefficients, _chinchilla_starts, _chinchilla_exponents
+)
+KAPLAN = Law("kaplan", _SIZE_AND_TEXT, _kaplan, _kaplan_coefficients, _kaplan_starts, _kaplan_exponents)
+REPEATED = Law(
+    "repeated",
+    (*_SIZE_AND_TEXT, "unique_tokens"),
+    _repeated,
+    _repeated_coefficients,
+    _repeated_starts,
+    _chinchilla_exponents,
+)
+BROKEN = Law("broken", ("flops", "loss"), _broken, _broken_coefficients, _broken_starts, None)
+LAWS = {law.name: law for law in (KAPLAN, CHINCHILLA, REPEATED, BROKEN)}
