@@ -26,7 +26,7 @@ _SIMULATED = 500
 _WINDOW = 1.0
 """Doublings of scale within which a sudden rise happens."""
 _WIDEST_GAP = 2.0
-"""Doublings between neighbouring scales, in the median; wider, nothing can be said of one doubling."""
+"""Doublings between the scales before and after a jump; wider, nothing can be said of it."""
 _SUDDEN_SHARE = 0.5
 _SURE = 0.6
 """Probability from which on a kind is told."""
@@ -112,7 +112,7 @@ def classify(series: Series, seed: int = 0) -> Curve:
     steepest = _steepest(families, fits, weights, x, window)
     position = fits["step"][1]
     jump_at = float((x[position] + x[position + 1]) / 2)
-    kind, reason = _verdict(probabilities, shapes["step"], p_smooth, gap)
+    kind, reason = _verdict(probabilities, shapes["step"], p_smooth, float(x[position + 1] - x[position]))
     predicted = _predict(families, fits, scores, dispersion, seed)
     if not known:
         spread = float(np.std(series.y))

@@ -265,7 +265,9 @@ def _served(rule: Rule, flops: float, served: float) -> float:
     given leaves one N.
     """
     if rule.law is None or rule.law.name != "chinchilla" or rule.theta is None:
-        raise UsageError("--served-tokens needs a law of the loss; plan with --law chinchilla or a fit of it")
+        raise UsageError(
+            "--served-tokens needs a law of the loss with a floor; plan with --law chinchilla or a fit of it"
+        )
     log_a, log_b, _, alpha, beta = rule.theta
 
     def root(tokens_served: float) -> float:
