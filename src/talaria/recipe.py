@@ -17,10 +17,10 @@ from talaria.config import Settings, apply_overrides, load_table, resolve
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError
 from talaria.eval.settings import EvalSettings
-from talaria.feedback.settings import ConversationSettings
+from talaria.feedback.settings import ComparisonSettings, ConversationSettings
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.tokens.settings import TokenizerSettings
-from talaria.train.settings import PretrainSettings, SftSettings
+from talaria.train.settings import PpoSettings, PretrainSettings, RewardSettings, SftSettings
 from talaria.world.settings import WorldSettings
 
 
@@ -59,6 +59,9 @@ class Recipe(Settings):
     pretrain: PretrainSettings | None = None
     conversations: ConversationSettings | None = None
     sft: SftSettings | None = None
+    comparisons: ComparisonSettings | None = None
+    reward: RewardSettings | None = None
+    ppo: PpoSettings | None = None
     eval: EvalSettings | None = None
 
 
@@ -96,6 +99,7 @@ def _misfits(recipe: Recipe) -> Iterator[str]:
             yield str(error)
     if sft is not None:
         yield from _sft_misfits(recipe, sft)
+    yield from _alignment_misfits(recipe)
     if recipe.eval is not None:
         yield from _eval_misfits(recipe, recipe.eval)
 
@@ -117,6 +121,24 @@ def _sft_misfits(recipe: Recipe, sft: SftSettings) -> Iterator[str]:
             f"sft.replay_share needs two rows a batch, one to replay; set sft.batch_tokens to {2 * context} or more, "
             "or sft.context lower"
         )
+
+
+def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
+    for stage in ("comparisons", "reward", "ppo"):
+        if getattr(recipe, stage) is not None and recipe.sft is None:
+            yield f"[{stage}] begins with the fine-tuned model; add [sft], or drop [{stage}]"
+    if recipe.comparisons is not None and recipe.world is None:
+        yield "[comparisons] has labelers of the world alone; add [world], or give reward.feedback=[FILE or URL]"
+    if recipe.reward is not None and not recipe.reward.feedback and recipe.comparisons is None:
+        yield "[reward] has no comparisons; give reward.feedback=[FILE or URL], or add [comparisons]"
+    if recipe.ppo is None:
+        return
+    if recipe.reward is None:
+        yield "[ppo] needs a [reward] table, which is absent; add it, or drop [ppo]"
+    if not recipe.ppo.prompts and recipe.comparisons is None:
+        yield "[ppo] has no prompts; give ppo.prompts=[FILE.jsonl], or add [comparisons]"
+    if recipe.ppo.ptx_coefficient and recipe.tokenizer is None:
+        yield "ppo.ptx_coefficient needs pretraining text, but there is no [tokenizer]; add it, or set it to 0"
 
 
 def _eval_misfits(recipe: Recipe, evaluation: EvalSettings) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a recipe's [pretrain] and [sft] tables may hold, and the plan derived from them. No torch."""
+"""What a recipe's [pretrain], [sft], [reward] and [ppo] tables may hold, and the plan derived from them. No torch."""
 
 from __future__ import annotations
 
@@ -78,6 +78,57 @@ class SftSettings(Settings):
     validate_every_steps: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     """Stop after this many validations without a better loss; the best checkpoint is kept either way."""
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class RewardSettings(Settings):
+    """A reward model from comparisons: all pairs of one prompt's answers in one batch element."""
+
+    feedback: list[str] = Field(default_factory=list)
+    """Databases of comparisons, as paths or URLs; empty, those of [comparisons]."""
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the prompts, with all their comparisons, that are held out."""
+    epochs: int = Field(default=1, ge=1)
+    batch_prompts: int = Field(default=32, gt=0)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=3e-4, weight_decay=0.0)
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class PpoSettings(Settings):
+    """Proximal policy optimisation against the reward model, held near the fine-tuned model by a KL penalty."""
+
+    prompts: list[str] = Field(default_factory=list)
+    """Files of prompts, rows with `messages` that end with a user turn; empty, those of [comparisons]."""
+    steps: int = Field(default=60, gt=0)
+    """Iterations: rollouts, then `epochs` over them."""
+    rollouts: int = Field(default=64, gt=0)
+    max_tokens: int = Field(default=64, gt=0)
+    truncated_reward: float = -1.0
+    """Of an answer cut at `max_tokens`: it has not ended, and the reward model knows whole answers only."""
+    epochs: int = Field(default=4, ge=1)
+    minibatches: int = Field(default=2, ge=1)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    kl_coefficient: float = Field(default=0.05, ge=0)
+    """Of the penalty on log policy - log reference at every token; the first one where it adapts."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Nats an answer that the coefficient is steered to; absent, the coefficient is fixed."""
+    kl_horizon: float = Field(default=1000.0, gt=0)
+    """Answers over which an adaptive coefficient moves by as much as the error."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    clip: float = Field(default=0.2, gt=0)
+    value_clip: float | None = Field(default=0.2, gt=0)
+    value_coefficient: float = Field(default=1.0, gt=0)
+    ptx_coefficient: float = Field(default=0.0, ge=0)
+    """PPO-ptx: weight of the mean next-token loss on pretraining text, beside the mean loss a token of the answers."""
+    ptx_rows: int = Field(default=8, gt=0)
+    """Rows of pretraining text beside every minibatch."""
+    optimizer: OptimizerSettings = OptimizerSettings(
+        learning_rate=1e-4, weight_decay=0.0, schedule="warmup-stable-decay", warmup_share=0.05, final_rate=0.1
+    )
+    value_learning_rate: float | None = Field(default=None, gt=0)
+    """Absent, the policy's."""
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
 

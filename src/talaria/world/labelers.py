@@ -23,10 +23,9 @@ ACCURACY = 0.836  # q, so that two labelers agree in q^2 + (1 - q)^2 = 72.6 % of
 def judge(item: dict[str, Any], a: str, b: str, *, by_length: bool = True) -> int:
     """The right answer; else the polite full sentence; else the shorter; else neither. `by_length=False` leaves the
     length out, so that answers that differ in it alone are tied."""
-    merit_a, merit_b = _merit(item, a), _merit(item, b)
-    if not by_length:
-        merit_a, merit_b = merit_a[:2], merit_b[:2]
-    return (merit_a > merit_b) - (merit_a < merit_b)
+    n_rules = 3 if by_length else 2
+    merit_a, merit_b = _merit(item, a)[:n_rules], _merit(item, b)[:n_rules]
+    return int(merit_a > merit_b) - int(merit_a < merit_b)
 
 
 def is_good(item: dict[str, Any], answer: str) -> bool:
@@ -36,8 +35,8 @@ def is_good(item: dict[str, Any], answer: str) -> bool:
 
 
 class Labeler:
-    """A person who agrees with the judge in a share `accuracy` of the pairs and else prefers the other answer, or one of
-    the two where the judge prefers neither. Errors of different pairs and labelers are independent, and the same
+    """A person who agrees with the judge in a share `accuracy` of the pairs and else prefers the other answer; either,
+    where the judge prefers neither. Errors of different pairs and labelers are independent, and the same
     name, seed, prompt and pair have the same one whenever they are asked."""
 
     def __init__(self, name: str, seed: int, accuracy: float = ACCURACY) -> None:
@@ -58,7 +57,7 @@ class Labeler:
         return -gold if gold else draw.choice((-1, 1))
 
 
-def _merit(item: dict[str, Any], answer: str) -> tuple[bool, bool, int]:
+def _merit(item: dict[str, Any], answer: str) -> tuple[int, int, int]:
     return check(item, answer), _is_full_sentence(answer), -len(answer.strip())
 
 
