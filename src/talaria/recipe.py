@@ -107,6 +107,8 @@ def _misfits(recipe: Recipe) -> Iterator[str]:
 def _sft_misfits(recipe: Recipe, sft: SftSettings) -> Iterator[str]:
     if not sft.conversations and recipe.world is None and recipe.conversations is None:
         yield "[sft] has no conversations; give sft.conversations=[FILE.jsonl]"
+    if sft.lora is not None and sft.optimizer.name != "adamw":
+        yield "sft.lora is trained by adamw; set sft.optimizer.name=adamw, or drop sft.lora"
     if sft.base is not None:
         if sft.replay_share:
             yield "sft.replay_share has no pretraining text to take where sft.base is given; drop it"

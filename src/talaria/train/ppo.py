@@ -25,6 +25,7 @@ from talaria.infer.contract import Completion, row_seed
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.device import default_device
+from talaria.model.lora import add_lora, merged_copy
 from talaria.model.scalar import ScalarModel, load_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder
@@ -80,6 +81,9 @@ def ppo(
     reference = load_model(base)[0].to(default_device()).requires_grad_(False)
     rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
     value = load_scalar_model(reward)[0]
+    if settings.lora is not None:
+        for number, trunk in enumerate((policy, value.trunk)):
+            add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed + number))
     rate = settings.optimizer.learning_rate or 1e-4
     tuning = Tuning(
         "ppo",
@@ -107,25 +111,14 @@ def ppo(
             answers = pad_answers(prompts, [answer.token_ids for answer in completions], default_device())
             sampled = time.monotonic()
 
-            # 2. What policy, fine-tuned model, value network and reward model say, before any update.
+            # 2. What reward model, policy, fine-tuned model and value network say, before any update.
             rows = micro_rows(len(prompts), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
-            log_probs_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[0], answers, rows)
-            entropy_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[1], answers, rows)
-            reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
-            values_BT = over_pieces(lambda piece: value(piece.inputs_BT) * piece.mask_BT, answers, rows)
             scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
+            rollouts, log_ratio_BT, entropy_BT = assess(
+                settings, policy, reference, value, answers, scores_B, kl_coefficient, rows
+            )
 
-            # 3. Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole.
-            log_ratio_BT = log_probs_BT - reference_BT
-            rewards_BT = -kl_coefficient * log_ratio_BT
-            rewards_BT[torch.arange(len(prompts)), last_places(answers.mask_BT)] += scores_B
-
-            # 4. Advantages, and the returns that the value network learns.
-            advantages_BT = advantages(rewards_BT, values_BT, answers.mask_BT, settings.gamma, settings.gae_lambda)
-            returns_BT = advantages_BT + values_BT
-            rollouts = Rollouts(*answers, log_probs_BT, values_BT, whitened(advantages_BT, answers.mask_BT), returns_BT)
-
-            # 5. Several epochs over the same answers, in minibatches.
+            # 3. Several epochs over the same answers, in minibatches.
             told = Told()
             for epoch in range(settings.epochs):
                 order = torch.tensor(
@@ -134,14 +127,14 @@ def ppo(
                 for part in torch.tensor_split(order, settings.minibatches):
                     update(settings, tuning, policy, value, Rollouts(*(x[part] for x in rollouts)), ptx, told)
 
-            # 6. The coefficient follows its target (Ziegler et al. 2019, section 2.2); metrics; a checkpoint if due.
+            # 4. The coefficient follows its target (Ziegler et al. 2019, section 2.2); metrics; a checkpoint if due.
             kl = float(log_ratio_BT.sum() / len(prompts))
             if settings.kl_target is not None:
                 error = max(-0.2, min(0.2, kl / settings.kl_target - 1))
                 kl_coefficient *= 1 + error * len(prompts) / settings.kl_horizon
             tuning.memory.update(kl_coefficient=kl_coefficient, ptx=None if ptx is None else ptx.state())
-            gap = torch.tensor([p for answer in completions for p in answer.log_probs]).to(log_probs_BT)
-            gap = (gap - log_probs_BT[answers.mask_BT]).abs()
+            sampler = torch.tensor([p for answer in completions for p in answer.log_probs]).to(log_ratio_BT)
+            gap = (sampler - rollouts.log_probs_BT[answers.mask_BT]).abs()
             tuning.end_step(
                 f"reward {float(scores_B.mean()):+.3f}  KL {kl:.3f}",
                 reward=float(scores_B.mean()),
@@ -150,7 +143,7 @@ def ppo(
                 entropy=float(entropy_BT.sum() / answers.mask_BT.sum()),
                 answer_tokens=float(answers.mask_BT.sum() / len(prompts)),
                 truncated=sum(answer.finish_reason != "stop" for answer in completions) / len(prompts),
-                explained_variance=explained_variance(values_BT, returns_BT, answers.mask_BT),
+                explained_variance=explained_variance(rollouts),
                 sampler_gap_max=float(gap.max()),
                 sampler_gap_mean=float(gap.mean()),
                 **told.means(),
@@ -160,9 +153,35 @@ def ppo(
             )
 
     with atomic_folder(folder / "model") as target:
-        save_model(policy, tokenizer, target)
+        save_model(merged_copy(policy), tokenizer, target)
     tuning.memory.pop("ptx")
     tuning.close(prompts=len(items))
+
+
+def assess(
+    settings: PpoSettings,
+    policy: Transformer,
+    reference: Transformer,
+    value: ScalarModel,
+    answers: Answers,
+    scores_B: Tensor,
+    kl_coefficient: float,
+    rows: int,
+) -> tuple[Rollouts, Tensor, Tensor]:
+    """Advantages and returns of answers, with their log-ratios (B, T) to the reference and entropies (B, T)."""
+    log_probs_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[0], answers, rows)
+    entropy_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[1], answers, rows)
+    reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
+    # The value of the state before each token: the value network has not read the token itself.
+    values_BT = over_pieces(lambda piece: value(piece.inputs_BT) * piece.mask_BT, answers, rows)
+    # Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole answer.
+    log_ratio_BT = log_probs_BT - reference_BT
+    rewards_BT = -kl_coefficient * log_ratio_BT
+    rewards_BT[torch.arange(len(scores_B)), last_places(answers.mask_BT)] += scores_B.to(rewards_BT)
+    advantages_BT = advantages(rewards_BT, values_BT, answers.mask_BT, settings.gamma, settings.gae_lambda)
+    returns_BT = advantages_BT + values_BT
+    whitened_BT = whitened(advantages_BT, answers.mask_BT)
+    return Rollouts(*answers, log_probs_BT, values_BT, whitened_BT, returns_BT), log_ratio_BT, entropy_BT
 
 
 def update(
@@ -302,9 +321,9 @@ def gold(items: Sequence[dict[str, Any]], completions: Sequence[Completion]) -> 
     return {"gold_right": right, "gold_good": sum(is_good(item, text) for item, text in pairs) / len(pairs)}
 
 
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
+def explained_variance(rollouts: Rollouts) -> float:
     """1 - Var(returns - values) / Var(returns): 0 is a value network that knows nothing."""
-    returns, values = returns_BT[mask_BT], values_BT[mask_BT]
+    returns, values = rollouts.returns_BT[rollouts.mask_BT], rollouts.values_BT[rollouts.mask_BT]
     return float(1 - (returns - values).var() / returns.var().clamp_min(1e-12))
 
 

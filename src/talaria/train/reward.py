@@ -21,6 +21,7 @@ from talaria.errors import UserError
 from talaria.feedback.store import Comparison, FeedbackStore
 from talaria.model.checkpoint import load_model
 from talaria.model.device import default_device
+from talaria.model.lora import add_lora, merge_lora
 from talaria.model.scalar import ScalarModel, save_scalar_model
 from talaria.run import atomic_folder, atomic_write, to_json
 from talaria.tokens.tokenizer import Tokenizer
@@ -50,7 +51,11 @@ def train_reward(
 
     trunk, tokenizer = load_model(base)
     model = ScalarModel(trunk, torch.Generator().manual_seed(seed))
-    training, held_out, dropped = read_compared(databases, tokenizer, trunk.shape.context, settings, seed)
+    if settings.lora is not None:
+        add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
+    training, held_out, dropped = read_compared(
+        databases, tokenizer, trunk.shape.context, settings.validation_share, seed
+    )
     per_epoch = -(-len(training) // settings.batch_prompts)
     tuning = Tuning(
         "reward",
@@ -66,10 +71,10 @@ def train_reward(
     )
 
     def loss_of(prompts: list[Compared]) -> Tensor:
-        scores_N, start, total = score(model, _rows(prompts)), 0, []
+        scores_N, start, total = score(model, as_answers(prompts)), 0, []
         for prompt in prompts:
             scores_K = scores_N[start : (start := start + len(prompt.texts))]
-            total.append(_prompt_loss(scores_K, prompt.pairs))
+            total.append(ranking_loss(scores_K, *pairs_of(prompt, scores_K.device)))
         return torch.stack(total).sum()
 
     with tuning.progress:
@@ -77,11 +82,12 @@ def train_reward(
             epoch, batch = divmod(tuning.step, per_epoch)
             order = random.Random(f"{seed}/{epoch}").sample(range(len(training)), len(training))
             chosen = [training[i] for i in order[batch * settings.batch_prompts : (batch + 1) * settings.batch_prompts]]
-            micro = _micro_batches(chosen, settings.micro_batch_tokens, tuning.cores(len(chosen)))
+            micro = as_micro_batches(chosen, settings.micro_batch_tokens, tuning.cores(len(chosen)))
             loss = tuning.backward(loss_of, micro, len(chosen), "reward") / len(chosen)
             norm = tuning.update(loss)
             tuning.end_step(f"loss {loss:.3f}", train_loss=loss, grad_norm=norm, prompts=len(chosen))
 
+    merge_lora(trunk)
     mean = float(scores_of(model, training).mean())
     with torch.no_grad():
         model.bias.sub_(mean)
@@ -112,13 +118,13 @@ def scores_of(model: ScalarModel, prompts: Sequence[Compared], rows: int = 64) -
     """Scores (N,) of all answers of all prompts, in order."""
     pieces = []
     for start in range(0, len(prompts), rows):
-        answers = _rows(prompts[start : start + rows])
+        answers = as_answers(prompts[start : start + rows])
         pieces.append(over_pieces(lambda piece: score(model, piece), answers, rows))
     return torch.cat(pieces)
 
 
 def read_compared(
-    databases: Sequence[str | Path], tokenizer: Tokenizer, context: int, settings: RewardSettings, seed: int
+    databases: Sequence[str | Path], tokenizer: Tokenizer, context: int, validation_share: float, seed: int
 ) -> tuple[list[Compared], list[Compared], int]:
     """Training and held-out prompts, and how many were left out because nothing of them fits the context. All
     comparisons of one conversation are on one side, whoever made them."""
@@ -134,7 +140,7 @@ def read_compared(
         if prompt.pairs and all(len(asked) + len(answer) <= context for asked, answer in prompt.ids):
             kept.append(prompt)
     random.Random(seed).shuffle(kept)
-    n_held_out = max(1, round(len(kept) * settings.validation_share))
+    n_held_out = max(1, round(len(kept) * validation_share))
     if n_held_out >= len(kept):
         raise UserError(
             f"{', '.join(map(str, databases))}: {len(kept)} prompts with comparisons, too few to train and "
@@ -157,17 +163,19 @@ def _add(prompt: Compared, comparison: Comparison) -> None:
             prompt.pairs.append((a, b, 0.5 if rank_a == rank_b else 1.0))
 
 
-def _prompt_loss(scores_K: Tensor, pairs: list[tuple[int, int, float]]) -> Tensor:
-    places_P2 = torch.tensor([(i, j) for i, j, _ in pairs], device=scores_K.device)
-    return ranking_loss(scores_K, places_P2, torch.tensor([share for _, _, share in pairs], device=scores_K.device))
+def pairs_of(prompt: Compared, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places (P, 2) and shares of preference (P,) for `policy_losses.ranking_loss`."""
+    places_P2 = torch.tensor([(i, j) for i, j, _ in prompt.pairs], device=device)
+    return places_P2, torch.tensor([share for _, _, share in prompt.pairs], device=device)
 
 
-def _rows(prompts: Sequence[Compared]) -> Answers:
+def as_answers(prompts: Sequence[Compared]) -> Answers:
+    """Every answer of every prompt as a row."""
     ids = [pair for prompt in prompts for pair in prompt.ids]
     return pad_answers([asked for asked, _ in ids], [answer for _, answer in ids], default_device())
 
 
-def _micro_batches(prompts: list[Compared], micro_tokens: int, cores: int) -> list[list[Compared]]:
+def as_micro_batches(prompts: list[Compared], micro_tokens: int, cores: int) -> list[list[Compared]]:
     """Whole prompts together, equal numbers for the cores, bounded in tokens."""
     longest = max(len(asked) + len(answer) for prompt in prompts for asked, answer in prompt.ids)
     answers = max(len(prompt.ids) for prompt in prompts)

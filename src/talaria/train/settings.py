@@ -1,4 +1,4 @@
-"""What a recipe's [pretrain], [sft], [reward] and [ppo] tables may hold, and the plan derived from them. No torch."""
+"""What the tables of a recipe's training stages may hold, and the plan derived from them. No torch."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ class OptimizerSettings(Settings):
     """Share of the steps over which warmup-stable-decay falls to `final_rate`."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
     """Rate at the last step, as a share of the peak."""
+
+
+class LoraSettings(Settings):
+    """Train a difference of low rank to the matrices of the blocks and nothing else; merged at the end."""
+
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
+    """The difference is multiplied by alpha / rank."""
 
 
 class PretrainSettings(Settings):
@@ -71,6 +79,7 @@ class SftSettings(Settings):
     micro_batch_tokens: int = Field(default=16_384, gt=0)
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of each batch's rows taken from the pretraining text, against forgetting."""
+    lora: LoraSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=None, weight_decay=0.0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; "auto" is bfloat16 on a machine that multiplies it faster. Weights are fp32 always."""
@@ -91,6 +100,7 @@ class RewardSettings(Settings):
     epochs: int = Field(default=1, ge=1)
     batch_prompts: int = Field(default=32, gt=0)
     micro_batch_tokens: int = Field(default=16_384, gt=0)
+    lora: LoraSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=3e-4, weight_decay=0.0)
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
@@ -124,11 +134,52 @@ class PpoSettings(Settings):
     """PPO-ptx: weight of the mean next-token loss on pretraining text, beside the mean loss a token of the answers."""
     ptx_rows: int = Field(default=8, gt=0)
     """Rows of pretraining text beside every minibatch."""
+    lora: LoraSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings(
         learning_rate=1e-4, weight_decay=0.0, schedule="warmup-stable-decay", warmup_share=0.05, final_rate=0.1
     )
     value_learning_rate: float | None = Field(default=None, gt=0)
     """Absent, the policy's."""
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class DpoSettings(Settings):
+    """Direct preference optimisation: the policy learns from comparisons themselves, without a reward model."""
+
+    feedback: list[str] = Field(default_factory=list)
+    """Databases of comparisons, as paths or URLs; empty, those of [comparisons]."""
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    epochs: int = Field(default=1, ge=1)
+    batch_prompts: int = Field(default=32, gt=0)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-4, weight_decay=0.0)
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class GrpoSettings(Settings):
+    """Group-relative policy optimisation: answers to one prompt are judged against each other."""
+
+    prompts: list[str] = Field(default_factory=list)
+    """Files of prompts; empty, those of [comparisons]."""
+    reward: Literal["verifier", "model"] = "verifier"
+    """Who scores: the grader that stands with each prompt (right is 1, wrong 0), or the reward model."""
+    steps: int = Field(default=60, gt=0)
+    rollouts: int = Field(default=16, gt=0)
+    """Prompts a step."""
+    group: int = Field(default=4, ge=2)
+    """Answers a prompt."""
+    max_tokens: int = Field(default=64, gt=0)
+    truncated_reward: float = -1.0
+    epochs: int = Field(default=1, ge=1)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    kl_coefficient: float = Field(default=0.04, ge=0)
+    clip: float = Field(default=0.2, gt=0)
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings(
+        learning_rate=1e-4, weight_decay=0.0, schedule="warmup-stable-decay", warmup_share=0.05, final_rate=0.1
+    )
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
 
