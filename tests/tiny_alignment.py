@@ -16,6 +16,7 @@ from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.model.transformer import Transformer
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
+from talaria.tokens.vocabulary import END_OF_TURN
 
 WORDS = ["the", "wing", "of", "a", "sandal", "carries", "one", "word", "over", "sea", "and", "land", "to", "gods"]
 
@@ -30,8 +31,21 @@ def tiny_shape(tokenizer: Tokenizer) -> ModelShape:
     return shape_from_depth(2, tokenizer.vocab_size, 64, d_model=32, n_heads=2)
 
 
+@torch.no_grad()
 def tiny_policy(tokenizer: Tokenizer, seed: int = 0) -> Transformer:
-    return random_model(tiny_shape(tokenizer), seed)
+    """Random weights, but about every sixth token ends the answer: most answers end, at different lengths."""
+    model = random_model(tiny_shape(tokenizer), seed)
+    tokens = torch.randint(0, tokenizer.vocab_size, (16, 16), generator=torch.Generator().manual_seed(seed))
+    hidden = model.hidden(tokens).flatten(0, 1)
+    end = tokenizer.special_ids[END_OF_TURN]
+    towards, before = hidden.mean(dim=0), model.embed.weight[end].clone()
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        model.embed.weight[end] = before + middle * towards
+        ends = float(model.head(hidden).softmax(-1)[:, end].mean())
+        low, high = (middle, high) if ends < 1 / 6 else (low, middle)
+    return model
 
 
 def write_models(folder: Path, tokenizer: Tokenizer) -> tuple[Path, Path]:
