@@ -23,7 +23,14 @@ from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
 from talaria.run import Revision, Stage, is_finished, lock, run_stage
 from talaria.tokens.settings import TokenizerSettings
-from talaria.train.settings import PpoSettings, PretrainSettings, RewardSettings, SftSettings
+from talaria.train.settings import (
+    DpoSettings,
+    GrpoSettings,
+    PpoSettings,
+    PretrainSettings,
+    RewardSettings,
+    SftSettings,
+)
 from talaria.world.settings import WorldSettings
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
@@ -51,6 +58,16 @@ class ComparisonStage(Settings):
 class RewardStage(Settings):
     seed: int
     reward: RewardSettings
+
+
+class DpoStage(Settings):
+    seed: int
+    dpo: DpoSettings
+
+
+class GrpoStage(Settings):
+    seed: int
+    grpo: GrpoSettings
 
 
 class PpoStage(Settings):
@@ -86,6 +103,10 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
         yield _comparisons(ComparisonStage(seed=seed, world=recipe.world, comparisons=recipe.comparisons), at)
     if recipe.reward is not None:
         yield _reward(RewardStage(seed=seed, reward=recipe.reward), recipe, at)
+    if recipe.dpo is not None:
+        yield _dpo(DpoStage(seed=seed, dpo=recipe.dpo), recipe, at)
+    if recipe.grpo is not None:
+        yield _grpo(GrpoStage(seed=seed, grpo=recipe.grpo), recipe, at)
     if recipe.ppo is not None:
         yield _ppo(PpoStage(seed=seed, ppo=recipe.ppo), recipe, at)
     if recipe.eval is not None:
@@ -201,35 +222,46 @@ def _comparisons(settings: ComparisonStage, at: Path) -> Stage:
 
 def _reward(settings: RewardStage, recipe: Recipe, at: Path) -> Stage:
     base = at / "sft" / "model"
-    inputs: dict[str, Path | Revision] = {"base": base}
-    parents = ["sft"]
-    databases: list[str] = list(settings.reward.feedback)
-    inputs |= {path: Path(path) for path in databases if "://" not in path}
-    if recipe.comparisons is not None:
-        inputs["comparisons"] = own = at / "comparisons" / "feedback.db"
-        databases.append(str(own))
-        parents.append("comparisons")
+    databases, inputs, parents = _feedback(settings.reward.feedback, recipe, at)
 
     def work(folder: Path) -> None:
         from talaria.train.reward import train_reward
 
         train_reward(settings.reward, base, databases, settings.seed, folder)
 
-    return Stage("reward", settings, inputs, tuple(parents), work)
+    return Stage("reward", settings, {"base": base, **inputs}, ("sft", *parents), work)
+
+
+def _dpo(settings: DpoStage, recipe: Recipe, at: Path) -> Stage:
+    base = at / "sft" / "model"
+    databases, inputs, parents = _feedback(settings.dpo.feedback, recipe, at)
+
+    def work(folder: Path) -> None:
+        from talaria.train.dpo import dpo
+
+        dpo(settings.dpo, base, databases, settings.seed, folder)
+
+    return Stage("dpo", settings, {"base": base, **inputs}, ("sft", *parents), work)
+
+
+def _grpo(settings: GrpoStage, recipe: Recipe, at: Path) -> Stage:
+    base, reward = at / "sft" / "model", None
+    files, inputs, parents = _prompts(settings.grpo.prompts, recipe, at)
+    if settings.grpo.reward == "model":
+        inputs["reward"] = reward = at / "reward" / "reward_model"
+        parents.append("reward")
+
+    def work(folder: Path) -> None:
+        from talaria.train.grpo import grpo
+
+        grpo(settings.grpo, base, reward, files, settings.seed, folder)
+
+    return Stage("grpo", settings, {"base": base, **inputs}, ("sft", *parents), work)
 
 
 def _ppo(settings: PpoStage, recipe: Recipe, at: Path) -> Stage:
-    inputs: dict[str, Path | Revision] = {
-        "base": at / "sft" / "model",
-        "reward": at / "reward" / "reward_model",
-    }
-    parents = ["sft", "reward"]
-    files = [Path(path) for path in settings.ppo.prompts]
-    if recipe.comparisons is not None:
-        files.append(at / "comparisons" / "policy_prompts.jsonl")
-        parents.append("comparisons")
-    inputs |= {f"prompts {i}": file for i, file in enumerate(files)}
-    replay = None
+    base, reward, replay = at / "sft" / "model", at / "reward" / "reward_model", None
+    files, inputs, parents = _prompts(settings.ppo.prompts, recipe, at)
     if settings.ppo.ptx_coefficient:
         inputs["replay"] = replay = at / "tokenizer" / "shards"
         parents.append("tokenizer")
@@ -237,16 +269,33 @@ def _ppo(settings: PpoStage, recipe: Recipe, at: Path) -> Stage:
     def work(folder: Path) -> None:
         from talaria.train.ppo import ppo
 
-        base, reward = at / "sft" / "model", at / "reward" / "reward_model"
         ppo(settings.ppo, base, reward, files, replay, settings.seed, folder)
 
-    return Stage("ppo", settings, inputs, tuple(parents), work)
+    return Stage("ppo", settings, {"base": base, "reward": reward, **inputs}, ("sft", "reward", *parents), work)
+
+
+def _feedback(given: list[str], recipe: Recipe, at: Path) -> tuple[list[str], dict[str, Path | Revision], list[str]]:
+    """Databases of comparisons, those that are files as inputs, and parents. A database behind a URL is not hashed."""
+    databases, parents = list(given), []
+    if recipe.comparisons is not None:
+        databases.append(str(at / "comparisons" / "feedback.db"))
+        parents.append("comparisons")
+    return databases, {f"feedback {name}": Path(name) for name in databases if "://" not in name}, parents
+
+
+def _prompts(given: list[str], recipe: Recipe, at: Path) -> tuple[list[Path], dict[str, Path | Revision], list[str]]:
+    """Files of prompts, the same as inputs, and parents."""
+    files, parents = [Path(path) for path in given], []
+    if recipe.comparisons is not None:
+        files.append(at / "comparisons" / "policy_prompts.jsonl")
+        parents.append("comparisons")
+    return files, {f"prompts {number}": file for number, file in enumerate(files)}, parents
 
 
 def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
     from talaria.eval.evaluate import Candidate
 
-    trained = [name for name in ("pretrain", "sft", "ppo") if getattr(recipe, name) is not None]
+    trained = [name for name in ("pretrain", "sft", "dpo", "grpo", "ppo") if getattr(recipe, name) is not None]
     inputs: dict[str, Path | Revision] = {name: at / name / "model" for name in trained}
     if recipe.world is not None:
         inputs["exam"] = at / "world" / "exam.jsonl"

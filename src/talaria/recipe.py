@@ -20,7 +20,14 @@ from talaria.eval.settings import EvalSettings
 from talaria.feedback.settings import ComparisonSettings, ConversationSettings
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.tokens.settings import TokenizerSettings
-from talaria.train.settings import PpoSettings, PretrainSettings, RewardSettings, SftSettings
+from talaria.train.settings import (
+    DpoSettings,
+    GrpoSettings,
+    PpoSettings,
+    PretrainSettings,
+    RewardSettings,
+    SftSettings,
+)
 from talaria.world.settings import WorldSettings
 
 
@@ -61,6 +68,8 @@ class Recipe(Settings):
     sft: SftSettings | None = None
     comparisons: ComparisonSettings | None = None
     reward: RewardSettings | None = None
+    dpo: DpoSettings | None = None
+    grpo: GrpoSettings | None = None
     ppo: PpoSettings | None = None
     eval: EvalSettings | None = None
 
@@ -126,20 +135,22 @@ def _sft_misfits(recipe: Recipe, sft: SftSettings) -> Iterator[str]:
 
 
 def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
-    for stage in ("comparisons", "reward", "ppo"):
+    for stage in ("comparisons", "reward", "dpo", "grpo", "ppo"):
         if getattr(recipe, stage) is not None and recipe.sft is None:
             yield f"[{stage}] begins with the fine-tuned model; add [sft], or drop [{stage}]"
     if recipe.comparisons is not None and recipe.world is None:
         yield "[comparisons] has labelers of the world alone; add [world], or give reward.feedback=[FILE or URL]"
-    if recipe.reward is not None and not recipe.reward.feedback and recipe.comparisons is None:
-        yield "[reward] has no comparisons; give reward.feedback=[FILE or URL], or add [comparisons]"
-    if recipe.ppo is None:
-        return
-    if recipe.reward is None:
+    for name, learner in (("reward", recipe.reward), ("dpo", recipe.dpo)):
+        if learner is not None and not learner.feedback and recipe.comparisons is None:
+            yield f"[{name}] has no comparisons; give {name}.feedback=[FILE or URL], or add [comparisons]"
+    for name, policy in (("grpo", recipe.grpo), ("ppo", recipe.ppo)):
+        if policy is not None and not policy.prompts and recipe.comparisons is None:
+            yield f"[{name}] has no prompts; give {name}.prompts=[FILE.jsonl], or add [comparisons]"
+    if recipe.ppo is not None and recipe.reward is None:
         yield "[ppo] needs a [reward] table, which is absent; add it, or drop [ppo]"
-    if not recipe.ppo.prompts and recipe.comparisons is None:
-        yield "[ppo] has no prompts; give ppo.prompts=[FILE.jsonl], or add [comparisons]"
-    if recipe.ppo.ptx_coefficient and recipe.tokenizer is None:
+    if recipe.grpo is not None and recipe.grpo.reward == "model" and recipe.reward is None:
+        yield 'grpo.reward = "model" needs a [reward] table; add it, or set grpo.reward=verifier'
+    if recipe.ppo is not None and recipe.ppo.ptx_coefficient and recipe.tokenizer is None:
         yield "ppo.ptx_coefficient needs pretraining text, but there is no [tokenizer]; add it, or set it to 0"
 
 
