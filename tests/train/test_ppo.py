@@ -17,10 +17,9 @@ from talaria.model.transformer import Transformer
 from talaria.run import read_metrics, sha256
 from talaria.tokens.batches import Batch
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import Answers, answer_log_probs, encode_answer, last_places, pad_answers
+from talaria.train.answers import Answers, answer_log_probs, encode_answer, last_places, pad_answers, score
 from talaria.train.policy_losses import advantages
 from talaria.train.ppo import Told, assess, draw_prompts, ppo, read_prompts, reward_of, sample, update
-from talaria.train.reward import score
 from talaria.train.settings import OptimizerSettings, PpoSettings
 from talaria.train.step import summed_loss
 from talaria.train.tuning import Tuning

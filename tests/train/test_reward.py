@@ -15,9 +15,9 @@ from talaria.feedback.store import FeedbackStore
 from talaria.model.checkpoint import load_model
 from talaria.model.scalar import ScalarModel, load_scalar_model, save_scalar_model
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import pad_answers
+from talaria.train.answers import pad_answers, score
 from talaria.train.policy_losses import ranking_loss
-from talaria.train.reward import as_answers, pairs_of, read_compared, score, scores_of, train_reward
+from talaria.train.reward import as_answers, pairs_of, read_compared, scores_of, train_reward
 from talaria.train.reward_quality import _accuracy, _calibration, distances
 from talaria.train.settings import OptimizerSettings, RewardSettings
 

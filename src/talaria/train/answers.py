@@ -4,7 +4,7 @@ them here: the reward model, PPO, DPO, GRPO.
 Everything stands at the place of the token that is predicted: at place t of a row `inputs` holds the token before,
 `targets` the token, log-probabilities are the token's, values those of the state before it.
 
-Shapes: B rows, T places, N answer tokens, V vocabulary.
+Shapes: B rows, T places, N answer tokens, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from talaria.model.scalar import ScalarModel
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
@@ -66,6 +67,18 @@ def answer_log_probs(model: Transformer, answers: Answers) -> tuple[Tensor, Tens
 
 def _in_place(values_N: Tensor, mask_BT: Tensor) -> Tensor:
     return values_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_N)
+
+
+def end_states(trunk: Transformer, answers: Answers) -> Tensor:
+    """Hidden states (B, D) at the token that ends each answer, which has read all of it."""
+    tokens_BT = torch.cat([answers.inputs_BT[:, :1], answers.targets_BT], dim=1)
+    rows_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
+    return trunk.hidden(tokens_BT)[rows_B, last_places(answers.mask_BT) + 1]
+
+
+def score(model: ScalarModel, answers: Answers) -> Tensor:
+    """The reward (B,) of whole answers: the head at the token that ends each."""
+    return model.read(end_states(model.trunk, answers))
 
 
 def last_places(mask_BT: Tensor) -> Tensor:

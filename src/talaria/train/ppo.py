@@ -41,9 +41,9 @@ from talaria.train.answers import (
     last_places,
     over_pieces,
     pad_answers,
+    score,
 )
 from talaria.train.policy_losses import advantages, clipped_policy_loss, clipped_value_loss, whitened
-from talaria.train.reward import score
 from talaria.train.settings import PpoSettings
 from talaria.train.step import split_rows, summed_loss
 from talaria.train.tuning import Tuning, micro_rows

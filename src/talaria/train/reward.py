@@ -25,7 +25,7 @@ from talaria.model.lora import add_lora, merge_lora
 from talaria.model.scalar import ScalarModel, save_scalar_model
 from talaria.run import atomic_folder, atomic_write, to_json
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import Answers, encode_answer, last_places, over_pieces, pad_answers
+from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answers, score
 from talaria.train.policy_losses import ranking_loss
 from talaria.train.settings import RewardSettings
 from talaria.train.tuning import Tuning, micro_rows
@@ -103,14 +103,6 @@ def train_reward(
         mean_before_shift=mean,
         accuracy=quality["together"]["accuracy"],
     )
-
-
-def score(model: ScalarModel, answers: Answers) -> Tensor:
-    """The reward (B,) of whole answers: the head at the token that ends each."""
-    tokens_BT = torch.cat([answers.inputs_BT[:, :1], answers.targets_BT], dim=1)
-    hidden_BTD = model.trunk.hidden(tokens_BT)
-    rows_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
-    return model.read(hidden_BTD[rows_B, last_places(answers.mask_BT) + 1])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 from talaria.model.checkpoint import save_tensors
 from talaria.model.device import default_device
 from talaria.model.scalar import ScalarModel
-from talaria.train.answers import Answers, last_places, over_pieces, pad_answers
+from talaria.train.answers import Answers, end_states, over_pieces, pad_answers
 
 if TYPE_CHECKING:
     from talaria.train.reward import Compared
@@ -124,10 +124,11 @@ def distances(states_ND: Tensor, mean_D: Tensor, precision_DD: Tensor) -> Tensor
     return (centred_ND @ precision_DD * centred_ND).sum(dim=1) / len(mean_D)
 
 
+@torch.no_grad()
 def out_of_distribution_score(model: ScalarModel, reward: Path, answers: Answers) -> Tensor:
     """Distances (B,) of answers from what the reward model of the stage folder `reward` was trained on."""
     known = load_file(reward / _FEATURES)
-    return distances(_answer_states(model, answers).double().cpu(), known["mean"], known["precision"])
+    return distances(end_states(model.trunk, answers).double().cpu(), known["mean"], known["precision"])
 
 
 def _states(model: ScalarModel, ids: Sequence[tuple[list[int], list[int]]]) -> Tensor:
@@ -136,14 +137,7 @@ def _states(model: ScalarModel, ids: Sequence[tuple[list[int], list[int]]]) -> T
         for part in (ids[start : start + _ROWS] for start in range(0, len(ids), _ROWS))
     ]
     return (
-        torch.cat([over_pieces(lambda piece: _answer_states(model, piece), part, _ROWS) for part in pieces])
+        torch.cat([over_pieces(lambda piece: end_states(model.trunk, piece), part, _ROWS) for part in pieces])
         .double()
         .cpu()
     )
-
-
-def _answer_states(model: ScalarModel, answers: Answers) -> Tensor:
-    tokens_BT = torch.cat([answers.inputs_BT[:, :1], answers.targets_BT], dim=1)
-    with torch.no_grad():
-        hidden_BTD = model.trunk.hidden(tokens_BT)
-    return hidden_BTD[torch.arange(len(tokens_BT), device=tokens_BT.device), last_places(answers.mask_BT) + 1]
