@@ -27,14 +27,14 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer.train(texts, TokenizerSettings(vocab_size=300))
 
 
-def tiny_shape(tokenizer: Tokenizer) -> ModelShape:
-    return shape_from_depth(2, tokenizer.vocab_size, 64, d_model=32, n_heads=2)
+def tiny_shape(tokenizer: Tokenizer, context: int = 64) -> ModelShape:
+    return shape_from_depth(2, tokenizer.vocab_size, context, d_model=32, n_heads=2)
 
 
 @torch.no_grad()
-def tiny_policy(tokenizer: Tokenizer, seed: int = 0) -> Transformer:
+def tiny_policy(tokenizer: Tokenizer, seed: int = 0, context: int = 64) -> Transformer:
     """Random weights, but about every sixth token ends the answer: most answers end, at different lengths."""
-    model = random_model(tiny_shape(tokenizer), seed)
+    model = random_model(tiny_shape(tokenizer, context), seed)
     tokens = torch.randint(0, tokenizer.vocab_size, (16, 16), generator=torch.Generator().manual_seed(seed))
     hidden = model.hidden(tokens).flatten(0, 1)
     end = tokenizer.special_ids[END_OF_TURN]
