@@ -1,4 +1,4 @@
-"""A recipe with every stage of alignment: they run, are current at the next call, verify, and the policy is the run's."""
+"""A recipe with every stage of alignment: each runs once, all verify, and the policy is the run's model."""
 
 from __future__ import annotations
 
