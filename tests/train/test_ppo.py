@@ -71,7 +71,7 @@ def test_padding_and_the_end_token_may_be_one_token(tokenizer: Tokenizer) -> Non
     assert answers.mask_BT.tolist() == [[False, True, True, False], [True, True, True, True]]
     assert last_places(answers.mask_BT).tolist() == [2, 3]
     model = ScalarModel(tiny_policy(tokenizer).double(), torch.Generator().manual_seed(0))
-    alone = [float(score(model, pad_answers([p], [a]))) for p, a in (([5, 6], [8, 0]), ([7], [9, 0, 0, 0]))]
+    alone = [float(score(model, pad_answers([p], [a])).detach()) for p, a in (([5, 6], [8, 0]), ([7], [9, 0, 0, 0]))]
     assert score(model, answers).tolist() == pytest.approx(alone, abs=1e-12)
 
 
@@ -112,6 +112,8 @@ def test_an_answer_that_was_cut_is_not_scored_as_one_that_ended(
     with torch.no_grad():
         whole = float(score(model, pad_answers([asked], [answer])))
     assert scores.tolist() == pytest.approx([whole, -7.0], abs=1e-5)
+    long = Completion("\ufffd" * 60, [1], [0.0], "stop", 3)  # bytes that are no character are three tokens each
+    assert reward_of(model, tokenizer, items, [ended, long], -7.0, rows=8)[1] == -7.0
 
 
 # ------------------------------------------------------------------ log-probabilities, KL, entropy

@@ -177,7 +177,8 @@ def assess(
     # Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole answer.
     log_ratio_BT = log_probs_BT - reference_BT
     rewards_BT = -kl_coefficient * log_ratio_BT
-    rewards_BT[torch.arange(len(scores_B)), last_places(answers.mask_BT)] += scores_B.to(rewards_BT)
+    rows_B = torch.arange(len(scores_B), device=scores_B.device)
+    rewards_BT[rows_B, last_places(answers.mask_BT)] += scores_B.to(rewards_BT)
     advantages_BT = advantages(rewards_BT, values_BT, answers.mask_BT, settings.gamma, settings.gae_lambda)
     returns_BT = advantages_BT + values_BT
     whitened_BT = whitened(advantages_BT, answers.mask_BT)
@@ -302,13 +303,16 @@ def reward_of(
     rows: int,
 ) -> Tensor:
     """Scores (B,). The reward model reads an answer's text encoded as in its training, not the ids that the policy
-    happened to choose for it; answers that were cut get `truncated_reward`."""
+    happened to choose for it; answers that were cut, or so encoded outgrow its context, get `truncated_reward`."""
     ended = [row for row, answer in enumerate(completions) if answer.finish_reason == "stop"]
     scores_B = torch.full((len(completions),), truncated_reward, device=default_device())
-    pairs = [encode_answer(tokenizer, items[row]["messages"], completions[row].text) for row in ended]
-    if pairs:
-        answers = pad_answers([asked for asked, _ in pairs], [answer for _, answer in pairs], default_device())
-        scores_B[ended] = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
+    encoded = {row: encode_answer(tokenizer, items[row]["messages"], completions[row].text) for row in ended}
+    context = rewarder.trunk.shape.context
+    read = {row: pair for row, pair in encoded.items() if len(pair[0]) + len(pair[1]) <= context}
+    if read:
+        prompts, texts = zip(*read.values(), strict=True)
+        answers = pad_answers(prompts, texts, default_device())
+        scores_B[list(read)] = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
     return scores_B
 
 
