@@ -53,6 +53,11 @@ conversations = ["mine.jsonl"]
         (OWN_TEXT, ["dpo.epochs=1"], "[dpo] has no comparisons"),
         (OWN_TEXT, ["ppo.prompts=[p.jsonl]"], "[ppo] needs a [reward] table"),
         (OWN_TEXT, ["reward.feedback=[f.db]", "ppo.steps=1"], "[ppo] has no prompts"),
+        (
+            OWN_TEXT,
+            ["reward.feedback=[f.db]", "ppo.prompts=[p]", "ppo.rollouts=2", "ppo.minibatches=3"],
+            "more than ppo.r",
+        ),
         (OWN_TEXT, ["grpo.reward=model", "grpo.prompts=[p.jsonl]"], 'grpo.reward = "model" needs a [reward]'),
         (OWN_TEXT, ["sft.lora.rank=4", "sft.optimizer.name=muon"], "sft.lora is trained by adamw"),
         (OWN_TEXT, ["sft.replay_share=0.5", "sft.batch_tokens=256"], "set sft.batch_tokens to 512 or more"),

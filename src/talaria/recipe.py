@@ -146,6 +146,8 @@ def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
     for name, policy in (("grpo", recipe.grpo), ("ppo", recipe.ppo)):
         if policy is not None and not policy.prompts and recipe.comparisons is None:
             yield f"[{name}] has no prompts; give {name}.prompts=[FILE.jsonl], or add [comparisons]"
+    if recipe.ppo is not None and recipe.ppo.minibatches > recipe.ppo.rollouts:
+        yield f"ppo.minibatches is {recipe.ppo.minibatches}, more than ppo.rollouts; lower it"
     if recipe.ppo is not None and recipe.reward is None:
         yield "[ppo] needs a [reward] table, which is absent; add it, or drop [ppo]"
     if recipe.grpo is not None and recipe.grpo.reward == "model" and recipe.reward is None:

@@ -154,7 +154,7 @@ def ppo(
 
     with atomic_folder(folder / "model") as target:
         save_model(merged_copy(policy), tokenizer, target)
-    tuning.memory.pop("ptx")
+    tuning.memory.pop("ptx", None)
     tuning.close(prompts=len(items))
 
 
