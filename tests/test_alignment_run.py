@@ -33,7 +33,7 @@ optimizer = {{ learning_rate = 1e-5 }}
 prompts = 40
 policy_prompts = 20
 answers = 3
-max_tokens = 8
+max_tokens = 32
 
 [reward]
 

@@ -16,7 +16,7 @@ from talaria.world.labelers import judge
 from talaria.world.settings import WorldSettings
 
 WORLD = WorldSettings(entities=60)
-SETTINGS = ComparisonSettings(prompts=60, policy_prompts=40, answers=3, max_tokens=6, labelers=3, second_opinions=0.5)
+SETTINGS = ComparisonSettings(prompts=60, policy_prompts=40, answers=3, max_tokens=32, labelers=3, second_opinions=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparisons")
     (folder / "feedback.db").write_text("of a try that was killed")
     tokenizer = tiny_tokenizer()
-    engine = Engine(tiny_policy(tokenizer), tokenizer)
+    engine = Engine(tiny_policy(tokenizer, context=256), tokenizer)
     collect_comparisons(SETTINGS, WORLD, engine, "sft", 3, folder)
     return folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from math import log
+from math import exp, log
 from pathlib import Path
 
 import pytest
@@ -67,13 +67,13 @@ def test_dpo_judges_whole_answers_against_the_reference_and_no_prompt(tokenizer:
             total += sign * sum(float(log_probs[place, tokens[0, place + 1]]) for place in places)
         scores.append(0.3 * total)
     [loss] = prompt_losses(policy, reference, [prompt], beta=0.3)
-    assert float(loss) == pytest.approx(log(1 + torch.exp(torch.tensor(scores[1] - scores[0])).item()), abs=1e-9)
+    assert float(loss) == pytest.approx(log(1 + exp(scores[1] - scores[0])), abs=1e-9)
 
 
 def graded(path: Path) -> Path:
-    """Prompts for which an answer with the word "gods" is right."""
+    """Prompts for which any answer of a word or more is right, if it ends."""
     rows = [json.loads(line) for line in write_prompts(path).read_text().splitlines()]
-    graded = {"grader": "contains", "answer": "gods", "choices": None}
+    graded = {"grader": "not_refusal", "answer": ""}
     path.write_text("".join(json.dumps(row | graded) + "\n" for row in rows))
     return path
 
@@ -87,13 +87,13 @@ def test_grpo_learns_from_a_verifier_and_cut_answers_are_not_right(data: Path, t
     rows = read_metrics(tmp_path / "grpo" / "metrics.jsonl")
     assert rows[0]["kl"] == 0.0
     first, last = (sum(row["reward"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
-    assert last > first + 0.3  # answers end, to begin with
+    assert last > (1 + first) / 2  # at least half of the way to all right
     assert sha256(data / "sft") == before
 
 
 def test_grpo_without_a_grader_says_what_to_do(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs prompts with a grader"):
-        grpo(GrpoSettings(steps=1), data / "sft", None, [data / "prompts.jsonl"], 7, tmp_path / "grpo")
+        grpo(GrpoSettings(steps=1, max_tokens=8), data / "sft", None, [data / "prompts.jsonl"], 7, tmp_path / "grpo")
     with pytest.raises(UserError, match="needs a reward model"):
         grpo(GrpoSettings(steps=1, reward="model"), data / "sft", None, [data / "prompts.jsonl"], 7, tmp_path / "grpo")
 

@@ -88,7 +88,7 @@ def test_the_policy_loss_is_the_clipped_one_and_its_gradient_stops_where_clippin
         kept = min(max(ratio, 0.8), 1.2)
         by_hand -= min(ratio * a, kept * a)
         stopped[row, place] = kept * a < ratio * a
-    assert float(loss) == pytest.approx(by_hand, abs=1e-12)
+    assert loss.item() == pytest.approx(by_hand, abs=1e-12)
     assert int(clipped) == int(stopped.sum()) > 0
     loss.backward()
     assert new.grad is not None

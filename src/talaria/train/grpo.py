@@ -95,8 +95,8 @@ def grpo(
             else:
                 scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
             advantages_B = group_advantages(scores_B.view(-1, settings.group)).flatten()
-            log_probs_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[0], answers, rows)
-            entropy_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[1], answers, rows)
+            both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, rows)
+            log_probs_BT, entropy_BT = both.unbind(dim=-1)
             reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
             group = Group(*answers, log_probs_BT, reference_BT, advantages_B)
             told = Told()

@@ -169,8 +169,8 @@ def assess(
     rows: int,
 ) -> tuple[Rollouts, Tensor, Tensor]:
     """Advantages and returns of answers, with their log-ratios (B, T) to the reference and entropies (B, T)."""
-    log_probs_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[0], answers, rows)
-    entropy_BT = over_pieces(lambda piece: answer_log_probs(policy, piece)[1], answers, rows)
+    both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, rows)
+    log_probs_BT, entropy_BT = both.unbind(dim=-1)
     reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
     # The value of the state before each token: the value network has not read the token itself.
     values_BT = over_pieces(lambda piece: value(piece.inputs_BT) * piece.mask_BT, answers, rows)

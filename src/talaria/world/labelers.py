@@ -31,7 +31,7 @@ def judge(item: dict[str, Any], a: str, b: str, *, by_length: bool = True) -> in
 def is_good(item: dict[str, Any], answer: str) -> bool:
     """Right and polite: no answer is preferred to it but a shorter one of its kind."""
     right, polite, _ = _merit(item, answer)
-    return right and polite
+    return bool(right and polite)
 
 
 class Labeler:
