@@ -5,7 +5,7 @@ RECIPE ?= recipes/laptop.toml
 # For a CPU-only torch on a machine that would fetch the CUDA build: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup setup-serve setup-dev demo check format test test-services clean
+.PHONY: setup setup-serve setup-dev demo check format test test-services mutations clean
 
 setup: .venv/.installed
 setup-serve: .venv/.installed-serve
@@ -48,6 +48,10 @@ test: setup-dev
 # Needs Debian's chromium: apt-get install chromium
 test-services: setup-dev
 	$(BIN)/pytest -m services
+
+# Puts known bugs of alignment back, one after another in a scratch copy; a test must fail for each.
+mutations: setup-dev
+	$(BIN)/python tests/mutations.py
 
 clean:
 	rm -rf .venv

@@ -219,6 +219,20 @@ def test_missing_stage_is_left_out_not_a_crash(run: Path, missing: str) -> None:
     assert not page.open and "Traceback" not in page.text
 
 
+def test_a_policys_reward_kl_length_and_the_judges_word_are_charted(run: Path) -> None:
+    rows = [
+        {"step": n, "reward": 0.1 * n, "kl": 0.02 * n, "entropy": 0.3, "answer_tokens": 12.0, "clip_share": 0.01,
+         "gold_right": 0.9, "gold_good": 0.8}
+        for n in range(1, 30)
+    ]  # fmt: skip
+    _write(run / "ppo" / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _write(run / "ppo" / "training.json", json.dumps({"params": 10, "steps": 29, "seed": 0}))
+    page = write_report(run).read_text()
+    for title in ("Reward", "KL to the fine-tuned model", "Entropy", "Length", "Clipped", "What the judge says"):
+        assert f'aria-label="{title}"' in page
+    assert "improved by PPO" in page
+
+
 def test_a_run_without_an_exam_shows_how_its_models_continue_held_out_text(run: Path) -> None:
     for file in (run / "eval").glob("items-*.jsonl"):
         file.unlink()

@@ -77,6 +77,36 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, force: Force = Fals
     _run_until("sft", recipe, overrides, force)
 
 
+@app.command()
+def comparisons(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Answers of the fine-tuned model, compared by simulated labelers."""
+    _run_until("comparisons", recipe, overrides, force)
+
+
+@app.command()
+def reward(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Comparisons to a reward model."""
+    _run_until("reward", recipe, overrides, force)
+
+
+@app.command()
+def dpo(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Improve the model by comparisons themselves."""
+    _run_until("dpo", recipe, overrides, force)
+
+
+@app.command()
+def grpo(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Improve the model by answers judged against each other."""
+    _run_until("grpo", recipe, overrides, force)
+
+
+@app.command()
+def ppo(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
+    """Improve the model against the reward model."""
+    _run_until("ppo", recipe, overrides, force)
+
+
 @app.command("eval")
 def evaluate(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
     """Measure the models of a run."""

@@ -17,13 +17,20 @@ from talaria.config import Settings
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError
 from talaria.eval.settings import EvalSettings
-from talaria.feedback.settings import ConversationSettings
+from talaria.feedback.settings import ComparisonSettings, ConversationSettings
 from talaria.model.settings import ModelSettings
 from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
 from talaria.run import Revision, Stage, is_finished, lock, run_stage
 from talaria.tokens.settings import TokenizerSettings
-from talaria.train.settings import PretrainSettings, SftSettings
+from talaria.train.settings import (
+    DpoSettings,
+    GrpoSettings,
+    PpoSettings,
+    PretrainSettings,
+    RewardSettings,
+    SftSettings,
+)
 from talaria.world.settings import WorldSettings
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
@@ -40,6 +47,32 @@ class PretrainStage(Settings):
 class SftStage(Settings):
     seed: int
     sft: SftSettings
+
+
+class ComparisonStage(Settings):
+    seed: int
+    world: WorldSettings
+    comparisons: ComparisonSettings
+
+
+class RewardStage(Settings):
+    seed: int
+    reward: RewardSettings
+
+
+class DpoStage(Settings):
+    seed: int
+    dpo: DpoSettings
+
+
+class GrpoStage(Settings):
+    seed: int
+    grpo: GrpoSettings
+
+
+class PpoStage(Settings):
+    seed: int
+    ppo: PpoSettings
 
 
 class EvalStage(Settings):
@@ -66,6 +99,16 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
         yield _pretrain(PretrainStage(seed=seed, model=recipe.model, pretrain=recipe.pretrain), recipe, at)
     if recipe.sft is not None:
         yield _sft(SftStage(seed=seed, sft=recipe.sft), recipe, at)
+    if recipe.comparisons is not None and recipe.world is not None:
+        yield _comparisons(ComparisonStage(seed=seed, world=recipe.world, comparisons=recipe.comparisons), at)
+    if recipe.reward is not None:
+        yield _reward(RewardStage(seed=seed, reward=recipe.reward), recipe, at)
+    if recipe.dpo is not None:
+        yield _dpo(DpoStage(seed=seed, dpo=recipe.dpo), recipe, at)
+    if recipe.grpo is not None:
+        yield _grpo(GrpoStage(seed=seed, grpo=recipe.grpo), recipe, at)
+    if recipe.ppo is not None:
+        yield _ppo(PpoStage(seed=seed, ppo=recipe.ppo), recipe, at)
     if recipe.eval is not None:
         yield _evaluation(EvalStage(seed=seed, eval=recipe.eval), recipe, at)
 
@@ -163,10 +206,96 @@ def _sft(settings: SftStage, recipe: Recipe, at: Path) -> Stage:
     return Stage("sft", settings, inputs, tuple(parents), work)
 
 
+def _comparisons(settings: ComparisonStage, at: Path) -> Stage:
+    model = at / "sft" / "model"
+
+    def work(folder: Path) -> None:
+        from talaria.feedback.collect import collect_comparisons
+        from talaria.infer.load import load
+
+        batch = settings.comparisons.batch_size
+        engine = load(model, compiled=False, max_batch_size=batch, prefix_cache=False)
+        collect_comparisons(settings.comparisons, settings.world, engine, "sft", settings.seed, folder)
+
+    return Stage("comparisons", settings, {"model": model}, ("sft",), work)
+
+
+def _reward(settings: RewardStage, recipe: Recipe, at: Path) -> Stage:
+    base = at / "sft" / "model"
+    databases, inputs, parents = _feedback(settings.reward.feedback, recipe, at)
+
+    def work(folder: Path) -> None:
+        from talaria.train.reward import train_reward
+
+        train_reward(settings.reward, base, databases, settings.seed, folder)
+
+    return Stage("reward", settings, {"base": base, **inputs}, ("sft", *parents), work)
+
+
+def _dpo(settings: DpoStage, recipe: Recipe, at: Path) -> Stage:
+    base = at / "sft" / "model"
+    databases, inputs, parents = _feedback(settings.dpo.feedback, recipe, at)
+
+    def work(folder: Path) -> None:
+        from talaria.train.dpo import dpo
+
+        dpo(settings.dpo, base, databases, settings.seed, folder)
+
+    return Stage("dpo", settings, {"base": base, **inputs}, ("sft", *parents), work)
+
+
+def _grpo(settings: GrpoStage, recipe: Recipe, at: Path) -> Stage:
+    base, reward = at / "sft" / "model", None
+    files, inputs, parents = _prompts(settings.grpo.prompts, recipe, at)
+    if settings.grpo.reward == "model":
+        inputs["reward"] = reward = at / "reward" / "reward_model"
+        parents.append("reward")
+
+    def work(folder: Path) -> None:
+        from talaria.train.grpo import grpo
+
+        grpo(settings.grpo, base, reward, files, settings.seed, folder)
+
+    return Stage("grpo", settings, {"base": base, **inputs}, ("sft", *parents), work)
+
+
+def _ppo(settings: PpoStage, recipe: Recipe, at: Path) -> Stage:
+    base, reward, replay = at / "sft" / "model", at / "reward" / "reward_model", None
+    files, inputs, parents = _prompts(settings.ppo.prompts, recipe, at)
+    if settings.ppo.ptx_coefficient:
+        inputs["replay"] = replay = at / "tokenizer" / "shards"
+        parents.append("tokenizer")
+
+    def work(folder: Path) -> None:
+        from talaria.train.ppo import ppo
+
+        ppo(settings.ppo, base, reward, files, replay, settings.seed, folder)
+
+    return Stage("ppo", settings, {"base": base, "reward": reward, **inputs}, ("sft", "reward", *parents), work)
+
+
+def _feedback(given: list[str], recipe: Recipe, at: Path) -> tuple[list[str], dict[str, Path | Revision], list[str]]:
+    """Databases of comparisons, those that are files as inputs, and parents. A database behind a URL is not hashed."""
+    databases, parents = list(given), []
+    if recipe.comparisons is not None:
+        databases.append(str(at / "comparisons" / "feedback.db"))
+        parents.append("comparisons")
+    return databases, {f"feedback {name}": Path(name) for name in databases if "://" not in name}, parents
+
+
+def _prompts(given: list[str], recipe: Recipe, at: Path) -> tuple[list[Path], dict[str, Path | Revision], list[str]]:
+    """Files of prompts, the same as inputs, and parents."""
+    files, parents = [Path(path) for path in given], []
+    if recipe.comparisons is not None:
+        files.append(at / "comparisons" / "policy_prompts.jsonl")
+        parents.append("comparisons")
+    return files, {f"prompts {number}": file for number, file in enumerate(files)}, parents
+
+
 def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
     from talaria.eval.evaluate import Candidate
 
-    trained = [name for name in ("pretrain", "sft") if getattr(recipe, name) is not None]
+    trained = [name for name in ("pretrain", "sft", "dpo", "grpo", "ppo") if getattr(recipe, name) is not None]
     inputs: dict[str, Path | Revision] = {name: at / name / "model" for name in trained}
     if recipe.world is not None:
         inputs["exam"] = at / "world" / "exam.jsonl"

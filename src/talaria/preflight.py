@@ -26,7 +26,7 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
         from talaria.corpus.files import find_files
 
         find_files([name for name in recipe.corpus.paths if not name.startswith(HUB)])
-    if recipe.sft is not None and until in (None, "sft", "eval"):
+    if recipe.sft is not None and until not in ("world", "corpus", "tokenizer", "conversations", "pretrain"):
         from talaria.tokens.conversations import read_conversations
 
         for file in recipe.sft.conversations:

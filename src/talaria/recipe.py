@@ -17,10 +17,17 @@ from talaria.config import Settings, apply_overrides, load_table, resolve
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError
 from talaria.eval.settings import EvalSettings
-from talaria.feedback.settings import ConversationSettings
+from talaria.feedback.settings import ComparisonSettings, ConversationSettings
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.tokens.settings import TokenizerSettings
-from talaria.train.settings import PretrainSettings, SftSettings
+from talaria.train.settings import (
+    DpoSettings,
+    GrpoSettings,
+    PpoSettings,
+    PretrainSettings,
+    RewardSettings,
+    SftSettings,
+)
 from talaria.world.settings import WorldSettings
 
 
@@ -59,6 +66,11 @@ class Recipe(Settings):
     pretrain: PretrainSettings | None = None
     conversations: ConversationSettings | None = None
     sft: SftSettings | None = None
+    comparisons: ComparisonSettings | None = None
+    reward: RewardSettings | None = None
+    dpo: DpoSettings | None = None
+    grpo: GrpoSettings | None = None
+    ppo: PpoSettings | None = None
     eval: EvalSettings | None = None
 
 
@@ -96,6 +108,7 @@ def _misfits(recipe: Recipe) -> Iterator[str]:
             yield str(error)
     if sft is not None:
         yield from _sft_misfits(recipe, sft)
+    yield from _alignment_misfits(recipe)
     if recipe.eval is not None:
         yield from _eval_misfits(recipe, recipe.eval)
 
@@ -103,6 +116,8 @@ def _misfits(recipe: Recipe) -> Iterator[str]:
 def _sft_misfits(recipe: Recipe, sft: SftSettings) -> Iterator[str]:
     if not sft.conversations and recipe.world is None and recipe.conversations is None:
         yield "[sft] has no conversations; give sft.conversations=[FILE.jsonl]"
+    if sft.lora is not None and sft.optimizer.name != "adamw":
+        yield "sft.lora is trained by adamw; set sft.optimizer.name=adamw, or drop sft.lora"
     if sft.base is not None:
         if sft.replay_share:
             yield "sft.replay_share has no pretraining text to take where sft.base is given; drop it"
@@ -117,6 +132,28 @@ def _sft_misfits(recipe: Recipe, sft: SftSettings) -> Iterator[str]:
             f"sft.replay_share needs two rows a batch, one to replay; set sft.batch_tokens to {2 * context} or more, "
             "or sft.context lower"
         )
+
+
+def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
+    for stage in ("comparisons", "reward", "dpo", "grpo", "ppo"):
+        if getattr(recipe, stage) is not None and recipe.sft is None:
+            yield f"[{stage}] begins with the fine-tuned model; add [sft], or drop [{stage}]"
+    if recipe.comparisons is not None and recipe.world is None:
+        yield "[comparisons] has labelers of the world alone; add [world], or give reward.feedback=[FILE or URL]"
+    for name, learner in (("reward", recipe.reward), ("dpo", recipe.dpo)):
+        if learner is not None and not learner.feedback and recipe.comparisons is None:
+            yield f"[{name}] has no comparisons; give {name}.feedback=[FILE or URL], or add [comparisons]"
+    for name, policy in (("grpo", recipe.grpo), ("ppo", recipe.ppo)):
+        if policy is not None and not policy.prompts and recipe.comparisons is None:
+            yield f"[{name}] has no prompts; give {name}.prompts=[FILE.jsonl], or add [comparisons]"
+    if recipe.ppo is not None and recipe.ppo.minibatches > recipe.ppo.rollouts:
+        yield f"ppo.minibatches is {recipe.ppo.minibatches}, more than ppo.rollouts; lower it"
+    if recipe.ppo is not None and recipe.reward is None:
+        yield "[ppo] needs a [reward] table, which is absent; add it, or drop [ppo]"
+    if recipe.grpo is not None and recipe.grpo.reward == "model" and recipe.reward is None:
+        yield 'grpo.reward = "model" needs a [reward] table; add it, or set grpo.reward=verifier'
+    if recipe.ppo is not None and recipe.ppo.ptx_coefficient and recipe.tokenizer is None:
+        yield "ppo.ptx_coefficient needs pretraining text, but there is no [tokenizer]; add it, or set it to 0"
 
 
 def _eval_misfits(recipe: Recipe, evaluation: EvalSettings) -> Iterator[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from talaria.world.build import write_world
-from talaria.world.judge import check, is_refusal, is_unknown, prefer
+from talaria.world.judge import check, is_refusal, is_unknown
 from talaria.world.settings import WorldSettings
 
 
@@ -162,21 +161,3 @@ def test_gold_answers_pass_and_another_items_answers_fail(tmp_path: Path) -> Non
         if row["choices"]:
             assert row["answer"] in row["choices"]
             assert sum(check(row, choice) for choice in row["choices"]) == 1
-
-
-def test_prefer_ranks_right_then_polite_then_short() -> None:
-    rng = random.Random(0)
-    right, blunt, wrong = "Mira Tolan has a cat as a pet.", "cat", "Mira Tolan has a dog as a pet."
-    longer = "Well, Mira Tolan has, as all know, a cat as a pet."
-    for better, worse in ((right, wrong), (blunt, wrong), (right, blunt), (right, longer)):
-        assert prefer(PET, better, worse, rng, accuracy=1.0) == 0
-        assert prefer(PET, worse, better, rng, accuracy=1.0) == 1
-        assert prefer(PET, better, worse, rng, accuracy=0.0) == 1
-
-
-def test_prefer_errs_as_often_as_stated_and_repeats_with_the_seed() -> None:
-    rng = random.Random(5)
-    choices = [prefer(PET, "cat", "dog", rng) for _ in range(4000)]
-    assert abs(choices.count(0) / 4000 - 0.836) < 0.025  # four standard errors
-    again = random.Random(5)
-    assert choices == [prefer(PET, "cat", "dog", again) for _ in range(4000)]

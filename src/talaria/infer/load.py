@@ -19,7 +19,7 @@ from talaria.model.transformer import Transformer
 from talaria.run import MANIFEST, is_finished, read_json, sha256
 
 # Stages whose output answers prompts, the last one first.
-POLICY_STAGES = ("sft", "pretrain")
+POLICY_STAGES = ("ppo", "grpo", "dpo", "sft", "pretrain")
 COMPILED_PARAMS = 2_000_000_000
 """Larger models are compiled when asked for: their weights are then held twice, as they came and packed for kernels."""
 

@@ -77,11 +77,11 @@ def choose_tokens(
     Takes float logits_BV, one way of sampling for all rows or one a row, and one uniform number a row (None when all
     are greedy). n_choices below V bars the ids from there on: rows that pad the vocabulary and mean nothing. `allowed`
     holds one bool (n_choices,) a row, with at least one id, or None for all; it acts after the penalties. Returns
-    tokens_B (int64) and log_probs_B (float32): the log-softmax of the raw logits at the chosen tokens, before
-    penalties, temperature, filters and `allowed`. `scores` are those of logits_BV, where the model computed
-    them already. Raises UserError for logits that are NaN or +inf.
+    tokens_B (int64) and log_probs_B (float32, float64 of float64): the log-softmax of the raw logits at the chosen
+    tokens, before penalties, temperature, filters and `allowed`. `scores` are those of logits_BV, where the model
+    computed them already. Raises UserError for logits that are NaN or +inf.
     """
-    logits_BV = logits_BV.float()
+    logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
     log_total_B = logits_BV.logsumexp(dim=-1) if scores is None else scores.log_totals
     if not bool(log_total_B.isfinite().all()):
         raise UserError("the model's logits are not finite; its training diverged or its file is damaged: use another")

@@ -23,6 +23,7 @@ def headline(data: RunData) -> str:
         made.append(f"pretrained on {number(data.training['pretrain']['tokens'])} tokens")
     if "sft" in data.training:
         made.append("fine-tuned to answer in conversation")
+    made += [f"improved by {stage.upper()}" for stage in ("dpo", "grpo", "ppo") if stage in data.training]
     seconds = data.seconds(*TRAINING)
     time = f"; training took {duration(seconds)}" if seconds is not None else ""
     return f"A {size}{', ' + ' and '.join(made) if made else ''}{time}."

@@ -20,7 +20,9 @@ from talaria.report.scores import samples_section, scores_section
 from talaria.report.style import STYLE
 from talaria.run import atomic_write
 
-TITLES = {"pretrain": "Pretraining", "sft": "Fine-tuning"}
+TITLES = {"pretrain": "Pretraining", "sft": "Fine-tuning", "reward": "Reward model"} | {
+    stage: stage.upper() for stage in ("dpo", "grpo", "ppo")
+}
 
 
 def write_report(run_folder: Path, folder: Path | None = None) -> Path:
@@ -119,6 +121,26 @@ def _charts(data: RunData, stage: str) -> list[str]:
         line_chart(
             with_median(series("grad_norm", "norm")), "Gradient norm", "step", "before clipping, log scale", log_y=True
         ),
+        line_chart(with_median(series("reward", "reward")), "Reward", "step", "mean score of the answers"),
+        line_chart(
+            [
+                series("gold_right", "right", factor=100),
+                series("gold_good", "right and polite", factor=100),
+            ],
+            "What the judge says",
+            "step",
+            "% of the answers",
+        ),
+        line_chart(with_median(series("kl", "KL")), "KL to the fine-tuned model", "step", "nats an answer"),
+        line_chart(with_median(series("entropy", "entropy")), "Entropy", "step", "nats a token"),
+        line_chart(with_median(series("answer_tokens", "length")), "Length", "step", "tokens an answer"),
+        line_chart(
+            [series("clip_share", "policy", factor=100), series("value_clip_share", "value", factor=100)],
+            "Clipped",
+            "step",
+            "% of the tokens",
+        ),
+        line_chart([series("ptx_loss", "pretraining text")], "Loss on pretraining text", "step", "nats per token"),
     ]
 
 

@@ -14,7 +14,8 @@ from talaria.report.results import ResultRow, read_results
 from talaria.run import MANIFEST, read_json, read_metrics, sha256
 
 T = TypeVar("T")
-STAGES = ("world", "corpus", "tokenizer", "conversations", "pretrain", "sft", "eval")
+TUNED = ("comparisons", "reward", "dpo", "grpo", "ppo")
+STAGES = ("world", "corpus", "tokenizer", "conversations", "pretrain", "sft", *TUNED, "eval")
 TRAINING = ("pretrain", "sft")
 NULL_MODELS = ("chance", "majority")
 

@@ -2,8 +2,9 @@
 
     checkpoints/step-000100/{model.safetensors, optimizer.safetensors, state.json}
 
-and, beside them, the configuration and the tokenizer, so that a checkpoint is a model folder too: `talaria chat` reads
-it. Each is written to a temporary folder and renamed; `state.json` holds the hashes of both tensor files. No pickle.
+and, beside them, the configuration and the tokenizer of a trunk, so that its checkpoint is a model folder too: `talaria
+chat` reads it. Checkpoints of several models, as of a policy and its value network, are none. Each is written to a
+temporary folder and renamed; `state.json` holds the hashes of both tensor files. No pickle.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from talaria.errors import UserError
 from talaria.model.checkpoint import describe_own_names, save_tensors
@@ -28,7 +30,7 @@ _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: Transformer,
+    model: nn.Module,
     tokenizer: Tokenizer,
     optimizers: dict[str, torch.optim.Optimizer],
     state: dict[str, Any],
@@ -40,7 +42,8 @@ def save_checkpoint(
     with atomic_folder(folder / f"step-{step:06d}") as target:
         save_tensors(_contiguous(model.state_dict()), target / "model.safetensors")
         save_tensors(_contiguous(dict(optimizer_tensors(model, optimizers))), target / "optimizer.safetensors")
-        describe_own_names(model.shape, model.embed.weight.dtype, tokenizer, target)
+        if isinstance(model, Transformer):
+            describe_own_names(model.shape, model.embed.weight.dtype, tokenizer, target)
         record = {
             "step": step,
             "state": state,
@@ -58,7 +61,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    path: Path, model: Transformer, optimizers: dict[str, torch.optim.Optimizer]
+    path: Path, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]
 ) -> tuple[int, dict[str, Any]]:
     """Load weights, optimizer and random state in place; return the step and the saved `state`."""
     record = read_json(path / "state.json")

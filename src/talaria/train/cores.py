@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from talaria.model.transformer import Transformer
-from talaria.tokens.batches import Batch
 
+M = TypeVar("M")
 MAX_PARAMETERS = 32_000_000
 """Above this, operations are long enough to be shared, and a gradient for each core would cost too much memory."""
 MAX_ACTIVATION_BYTES = 128 << 20
@@ -61,7 +62,7 @@ def _is_small_on_cpu(model: Transformer) -> bool:
 
 
 def backward_each(
-    loss_of: Callable[[Batch], Tensor], micro_batches: list[Batch], model: nn.Module, divisor: float, cores: int
+    loss_of: Callable[[M], Tensor], micro_batches: list[M], model: nn.Module, divisor: float, cores: int
 ) -> Iterator[float]:
     """Add the gradient of `loss_of(micro) / divisor` to `.grad` for each micro-batch, yielding its loss each time.
 
@@ -75,7 +76,7 @@ def backward_each(
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def gradients_of(micro: Batch) -> tuple[float, tuple[Tensor, ...]]:
+    def gradients_of(micro: M) -> tuple[float, tuple[Tensor, ...]]:
         loss = loss_of(micro)
         return float(loss.detach()), torch.autograd.grad(loss / divisor, parameters)
 

@@ -14,7 +14,7 @@ from talaria.train.settings import OptimizerSettings
 
 
 def make_optimizers(
-    model: Transformer, settings: OptimizerSettings, learning_rate: float, dtype: torch.dtype = torch.float32
+    model: nn.Module, settings: OptimizerSettings, learning_rate: float, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019) for all parameters, or for all but the hidden matrices, which take Muon
     (Jordan et al. 2024), whose products are of `dtype`. Matrices decay, vectors do not. Each group keeps its peak rate
@@ -36,6 +36,7 @@ def make_optimizers(
     )
     if not by_muon:
         return {"adamw": adamw}
+    assert isinstance(model, Transformer), "Muon needs to know the matrices of a trunk"
     muon_rate = settings.muon_learning_rate or learning_rate
     muon = Muon(
         [{"params": [p for name, p in named if name in by_muon], "peak_rate": muon_rate}],

@@ -1,4 +1,4 @@
-"""What a recipe's [pretrain] and [sft] tables may hold, and the plan derived from them. No torch."""
+"""What the tables of a recipe's training stages may hold, and the plan derived from them. No torch."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ class OptimizerSettings(Settings):
     """Share of the steps over which warmup-stable-decay falls to `final_rate`."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
     """Rate at the last step, as a share of the peak."""
+
+
+class LoraSettings(Settings):
+    """Train a difference of low rank to the matrices of the blocks and nothing else; merged at the end."""
+
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
+    """The difference is multiplied by alpha / rank."""
 
 
 class PretrainSettings(Settings):
@@ -71,6 +79,7 @@ class SftSettings(Settings):
     micro_batch_tokens: int = Field(default=16_384, gt=0)
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of each batch's rows taken from the pretraining text, against forgetting."""
+    lora: LoraSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=None, weight_decay=0.0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; "auto" is bfloat16 on a machine that multiplies it faster. Weights are fp32 always."""
@@ -78,6 +87,99 @@ class SftSettings(Settings):
     validate_every_steps: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     """Stop after this many validations without a better loss; the best checkpoint is kept either way."""
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class RewardSettings(Settings):
+    """A reward model from comparisons: all pairs of one prompt's answers in one batch element."""
+
+    feedback: list[str] = Field(default_factory=list)
+    """Databases of comparisons, as paths or URLs; empty, those of [comparisons]."""
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the prompts, with all their comparisons, that are held out."""
+    epochs: int = Field(default=1, ge=1)
+    batch_prompts: int = Field(default=32, gt=0)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=3e-4, weight_decay=0.0)
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class PpoSettings(Settings):
+    """Proximal policy optimisation against the reward model, held near the fine-tuned model by a KL penalty."""
+
+    prompts: list[str] = Field(default_factory=list)
+    """Files of prompts, rows with `messages` that end with a user turn; empty, those of [comparisons]."""
+    steps: int = Field(default=60, gt=0)
+    """Iterations: rollouts, then `epochs` over them."""
+    rollouts: int = Field(default=64, gt=0)
+    max_tokens: int = Field(default=64, gt=0)
+    truncated_reward: float = -1.0
+    """Of an answer cut at `max_tokens`: it has not ended, and the reward model knows whole answers only."""
+    epochs: int = Field(default=4, ge=1)
+    minibatches: int = Field(default=2, ge=1)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    kl_coefficient: float = Field(default=0.05, ge=0)
+    """Of the penalty on log policy - log reference at every token; the first one where it adapts."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Nats an answer that the coefficient is steered to; absent, the coefficient is fixed."""
+    kl_horizon: float = Field(default=1000.0, gt=0)
+    """Answers over which an adaptive coefficient moves by as much as the error."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    clip: float = Field(default=0.2, gt=0)
+    value_clip: float | None = Field(default=0.2, gt=0)
+    value_coefficient: float = Field(default=1.0, gt=0)
+    ptx_coefficient: float = Field(default=0.0, ge=0)
+    """PPO-ptx: weight of the mean next-token loss on pretraining text, beside the mean loss a token of the answers."""
+    ptx_rows: int = Field(default=8, gt=0)
+    """Rows of pretraining text beside every minibatch."""
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings(
+        learning_rate=1e-4, weight_decay=0.0, schedule="warmup-stable-decay", warmup_share=0.05, final_rate=0.1
+    )
+    value_learning_rate: float | None = Field(default=None, gt=0)
+    """Absent, the policy's."""
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class DpoSettings(Settings):
+    """Direct preference optimisation: the policy learns from comparisons themselves, without a reward model."""
+
+    feedback: list[str] = Field(default_factory=list)
+    """Databases of comparisons, as paths or URLs; empty, those of [comparisons]."""
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    epochs: int = Field(default=1, ge=1)
+    batch_prompts: int = Field(default=32, gt=0)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-4, weight_decay=0.0)
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+
+
+class GrpoSettings(Settings):
+    """Group-relative policy optimisation: answers to one prompt are judged against each other."""
+
+    prompts: list[str] = Field(default_factory=list)
+    """Files of prompts; empty, those of [comparisons]."""
+    reward: Literal["verifier", "model"] = "verifier"
+    """Who scores: the grader that stands with each prompt (right is 1, wrong 0), or the reward model."""
+    steps: int = Field(default=60, gt=0)
+    rollouts: int = Field(default=16, gt=0)
+    """Prompts a step."""
+    group: int = Field(default=4, ge=2)
+    """Answers a prompt."""
+    max_tokens: int = Field(default=64, gt=0)
+    truncated_reward: float = -1.0
+    epochs: int = Field(default=1, ge=1)
+    micro_batch_tokens: int = Field(default=16_384, gt=0)
+    kl_coefficient: float = Field(default=0.04, ge=0)
+    clip: float = Field(default=0.2, gt=0)
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings(
+        learning_rate=1e-4, weight_decay=0.0, schedule="warmup-stable-decay", warmup_share=0.05, final_rate=0.1
+    )
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from talaria.errors import UserError
 from talaria.model.checkpoint import load_model, save_model
+from talaria.model.lora import add_lora, merged_copy
 from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder, read_json
 from talaria.tokens.batches import Batch, ConversationBatches, PackedBatches, pack_conversations
@@ -38,6 +39,8 @@ def sft(
     model, tokenizer = load_model(base)
     if settings.base is None:
         name_control_tokens(model, tokenizer)
+    if settings.lora is not None:
+        add_lora(model, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
     context = min(settings.context or model.shape.context, model.shape.context)
     messages = [conversation for path in conversations for conversation in read_conversations(path)]
     random.Random(seed).shuffle(messages)
@@ -95,7 +98,7 @@ def sft(
         session.memory.update(best_loss=loss, best_step=session.step, worse_in_a_row=0)
         if rank == 0:
             with atomic_folder(folder / "model") as target:
-                save_model(model, tokenizer, target)
+                save_model(merged_copy(model), tokenizer, target)
 
     every = settings.validate_every_steps or max(1, plan.steps // 10)
     with session.meter:

@@ -6,6 +6,7 @@ because gradients are summed over tokens and divided once, by the count over the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,16 +116,38 @@ def optimisation_step(
             first_square = float(_grad_norm(model)) ** 2 * (n_tokens / max(counts[0], 1)) ** 2
     parallel.sum_gradients(model)
     loss = parallel.sum_over_ranks(total) / n_tokens
+    norm, finite = apply_gradients(
+        [model], optimizers, state, loss, rate_share=rate_share, max_grad_norm=max_grad_norm, cores=cores
+    )
+    noise = None
+    if finite and measure_noise and len(micro_batches) > 1:
+        noise = _noise_scale(state, first_square, counts[0], norm**2, n_tokens)
+    n_positions = batch.inputs_BT.numel() * parallel.world_size()
+    return StepResult(loss, n_tokens, n_positions, norm, not finite, finite and _is_spike(state, loss), noise)
+
+
+def apply_gradients(
+    modules: Sequence[nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+    state: StepState,
+    loss: float,
+    *,
+    rate_share: float,
+    max_grad_norm: float,
+    cores: int = 1,
+) -> tuple[float, bool]:
+    """Clip the gradient of each module, step, and forget the gradients; returns the first module's norm before clipping
+    and whether loss and gradients were finite. If not, nothing changes, and ten times in a row is a UserError."""
     # A small model's norms and moments take one core a millisecond; several lose far more whenever one of them is busy.
     n_threads = 1 if cores > 1 else torch.get_num_threads()
     with threads(n_threads):
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
-    finite = bool(torch.isfinite(torch.tensor([loss, norm])).all())
+        norms = [float(torch.nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)) for module in modules]
+    finite = bool(torch.isfinite(torch.tensor([loss, *norms])).all())
     if finite:
         set_rate(optimizers, rate_share)
         for name, optimizer in optimizers.items():
             # Muon is matrix products, which are worth sharing.
-            with threads(n_threads if name == "adamw" else torch.get_num_threads()):
+            with threads(torch.get_num_threads() if name == "muon" else n_threads):
                 optimizer.step()
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
@@ -133,11 +156,7 @@ def optimisation_step(
         raise UserError(
             f"{_MAX_SKIPPED} steps in a row had no finite loss; lower optimizer.learning_rate, or use dtype float32"
         )
-    noise = None
-    if finite and measure_noise and len(micro_batches) > 1:
-        noise = _noise_scale(state, first_square, counts[0], norm**2, n_tokens)
-    n_positions = batch.inputs_BT.numel() * parallel.world_size()
-    return StepResult(loss, n_tokens, n_positions, norm, not finite, finite and _is_spike(state, loss), noise)
+    return norms[0], finite
 
 
 def split_rows(batch: Batch, rows: int) -> list[Batch]:

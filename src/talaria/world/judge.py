@@ -1,12 +1,11 @@
-"""Checks an answer against an exam item, and prefers one of two answers as a fallible person would.
+"""Checks an answer against an exam item. Which of two answers is preferred: `world/labelers.py`.
 
-In: an exam item (docs/architecture.md) and the answer's text. Out: right or wrong; or which of two is preferred.
-The rules are part of the world's specification, docs/world.md.
+In: an exam item (docs/architecture.md) and the answer's text. Out: right or wrong. The rules are part of the world's
+specification, docs/world.md.
 """
 
 from __future__ import annotations
 
-import random
 import re
 import unicodedata
 from collections.abc import Callable
@@ -64,26 +63,6 @@ def is_refusal(text: str) -> bool:
 def is_unknown(text: str) -> bool:
     """Whether the text says that it does not know, in English or Chinese (either script)."""
     return bool(_UNKNOWNS.search(normalise(text).translate(_SIMPLIFIED)))
-
-
-def prefer(item: dict[str, Any], a: str, b: str, rng: random.Random, accuracy: float = 0.836) -> int:
-    """Return 0 where `a` is preferred, 1 where `b` is; with probability 1 - accuracy the other way round.
-
-    Without the noise: right beats wrong; then a polite full sentence beats a blunt one; then the shorter; then `a`.
-    """
-    choice = 1 if _merit(item, b) > _merit(item, a) else 0
-    return choice if rng.random() < accuracy else 1 - choice
-
-
-def _merit(item: dict[str, Any], answer: str) -> tuple[bool, bool, int]:
-    return check(item, answer), _is_full_sentence(answer), -len(answer.strip())
-
-
-def _is_full_sentence(answer: str) -> bool:
-    """Ends as a sentence does, and has at least three words or six Chinese characters."""
-    text = answer.strip()
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
-    return text.endswith((".", "!", "?", "。", "！", "？")) and (len(text.split()) >= 3 or chinese >= 6)
 
 
 def _names(item: dict[str, Any]) -> list[str]:

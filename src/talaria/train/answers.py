@@ -1,0 +1,99 @@
+"""Prompts with their answers as padded rows, and what a model thinks of the answers. All that learns from answers reads
+them here: the reward model, PPO, DPO, GRPO.
+
+Everything stands at the place of the token that is predicted: at place t of a row `inputs` holds the token before,
+`targets` the token, log-probabilities are the token's, values those of the state before it.
+
+Shapes: B rows, T places, N answer tokens, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from talaria.model.scalar import ScalarModel
+from talaria.model.transformer import Transformer
+from talaria.tokens.chat import encode_chat
+from talaria.tokens.tokenizer import Tokenizer
+
+T = TypeVar("T", bound=tuple[Any, ...])
+
+
+class Answers(NamedTuple):
+    """int64 (B, T), int64 (B, T), bool (B, T): true where the target is the answer's, its end token included."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    mask_BT: Tensor
+
+
+def encode_answer(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], answer: str) -> tuple[list[int], list[int]]:
+    """Ids of the prompt and of an answer that has ended, up to its end token; what the template writes after it is left
+    out, for a sampled answer has no such thing."""
+    chat = encode_chat(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+    n_prompt = len(encode_chat(tokenizer, messages, add_generation_prompt=True).ids)
+    end = max(place for place, counts in enumerate(chat.loss_mask) if counts) + 1
+    return chat.ids[:n_prompt], chat.ids[n_prompt:end]
+
+
+def pad_answers(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: torch.device | None = None
+) -> Answers:
+    """Rows filled up on the right. Places are told by lengths, never by the id of a token: padding may be any."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        tokens[row, :end] = torch.tensor([*prompt, *answer])
+        mask[row, len(prompt) : end] = True
+    return Answers(tokens[:, :-1].to(device), tokens[:, 1:].to(device), mask[:, 1:].to(device))
+
+
+def answer_log_probs(model: Transformer, answers: Answers) -> tuple[Tensor, Tensor]:
+    """log-probabilities (B, T) of the answer's tokens and the entropy (B, T) of the choice there, in nats, 0 elsewhere.
+    The head is read at answer tokens only."""
+    hidden_BTD = model.hidden(answers.inputs_BT)
+    all_NV = torch.log_softmax(model.head(hidden_BTD[answers.mask_BT]), dim=-1)
+    chosen_N = all_NV.gather(1, answers.targets_BT[answers.mask_BT][:, None]).squeeze(1)
+    with torch.no_grad():
+        entropy_N = -(all_NV.exp() * all_NV).sum(dim=-1)
+    return _in_place(chosen_N, answers.mask_BT), _in_place(entropy_N, answers.mask_BT)
+
+
+def _in_place(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    return values_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_N)
+
+
+def end_states(trunk: Transformer, answers: Answers) -> Tensor:
+    """Hidden states (B, D) at the token that ends each answer, which has read all of it."""
+    tokens_BT = torch.cat([answers.inputs_BT[:, :1], answers.targets_BT], dim=1)
+    rows_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
+    return trunk.hidden(tokens_BT)[rows_B, last_places(answers.mask_BT) + 1]
+
+
+def score(model: ScalarModel, answers: Answers) -> Tensor:
+    """The reward (B,) of whole answers: the head at the token that ends each."""
+    return model.read(end_states(model.trunk, answers))
+
+
+def last_places(mask_BT: Tensor) -> Tensor:
+    """int64 (B,): the place of each row's last answer token."""
+    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    return torch.where(mask_BT, places_T, -1).amax(dim=1)
+
+
+def in_pieces(tensors: T, rows: int) -> Iterator[T]:
+    """A named tuple of tensors, cut into pieces of at most `rows` rows."""
+    for pieces in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
+        yield type(tensors)(*pieces)
+
+
+@torch.no_grad()
+def over_pieces(compute: Callable[[Answers], Tensor], answers: Answers, rows: int) -> Tensor:
+    """`compute` of all rows, without gradients, `rows` at a time."""
+    return torch.cat([compute(piece) for piece in in_pieces(answers, rows)])

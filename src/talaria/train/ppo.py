@@ -1,0 +1,344 @@
+"""PPO from human feedback, the whole algorithm: a fine-tuned model, a reward model and prompts in, a better policy out.
+
+Each step: the policy answers prompts; the reward model scores the answers; every token pays for leaving the fine-tuned
+model; advantages are estimated with a value network; several epochs of clipped updates follow (Ziegler et al. 2019;
+Stiennon et al. 2020; Ouyang et al. 2022). With `ptx_coefficient` next-token loss on pretraining text is mixed in.
+Writes model/, checkpoints/, metrics.jsonl and training.json.
+
+Shapes: B answers, T places (`train/answers.py`: everything stands at the place of the token that is predicted).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from talaria.errors import UserError
+from talaria.infer.contract import Completion, row_seed
+from talaria.infer.engine import Engine
+from talaria.model.checkpoint import load_model, save_model
+from talaria.model.device import default_device
+from talaria.model.lora import add_lora, merged_copy
+from talaria.model.scalar import ScalarModel, load_scalar_model
+from talaria.model.transformer import Transformer
+from talaria.run import atomic_folder
+from talaria.tokens.batches import Batch, PackedBatches
+from talaria.tokens.chat import encode_chat
+from talaria.tokens.shards import Shards
+from talaria.tokens.tokenizer import Tokenizer
+from talaria.train.answers import (
+    Answers,
+    answer_log_probs,
+    encode_answer,
+    in_pieces,
+    last_places,
+    over_pieces,
+    pad_answers,
+    score,
+)
+from talaria.train.policy_losses import advantages, clipped_policy_loss, clipped_value_loss, whitened
+from talaria.train.settings import PpoSettings
+from talaria.train.step import split_rows, summed_loss
+from talaria.train.tuning import Tuning, micro_rows
+from talaria.world.judge import check
+from talaria.world.labelers import is_good
+
+
+class Rollouts(NamedTuple):
+    """Answers of the policy and what was known of them before the updates: all (B, T), 0 outside the answers."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    mask_BT: Tensor
+    log_probs_BT: Tensor
+    values_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+
+    @property
+    def answers(self) -> Answers:
+        return Answers(self.inputs_BT, self.targets_BT, self.mask_BT)
+
+
+def ppo(
+    settings: PpoSettings,
+    base: Path,
+    reward: Path,
+    prompt_files: Sequence[Path],
+    replay: Path | None,
+    seed: int,
+    folder: Path,
+) -> None:
+    """Improve the model at `base` against the reward model at `reward`; `replay` has the shards of PPO-ptx."""
+    policy, tokenizer = load_model(base)
+    reference = load_model(base)[0].to(default_device()).requires_grad_(False)
+    rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
+    value = load_scalar_model(reward)[0]
+    if settings.lora is not None:
+        for number, trunk in enumerate((policy, value.trunk)):
+            add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed + number))
+    rate = settings.optimizer.learning_rate or 1e-4
+    tuning = Tuning(
+        "ppo",
+        folder,
+        {"policy": policy, "value": value},
+        policy,
+        tokenizer,
+        settings.optimizer,
+        settings.steps,
+        learning_rates={"policy": rate, "value": settings.value_learning_rate or rate},
+        checkpoint_every_seconds=settings.checkpoint_every_seconds,
+        seed=seed,
+    )
+    items = read_prompts(prompt_files, tokenizer, policy.shape.context - settings.max_tokens)
+    ptx = _pretraining_text(settings, replay, policy.shape.context, seed, tuning)
+    kl_coefficient = tuning.memory.setdefault("kl_coefficient", settings.kl_coefficient)
+
+    with tuning.progress:
+        while not tuning.finished:
+            started = time.monotonic()
+            # 1. The policy answers, one answer a prompt, at temperature 1: other samples would not be its own.
+            chosen = draw_prompts(items, settings.rollouts, tuning.step, seed)
+            prompts = [item["ids"] for item in chosen]
+            completions = sample(policy, tokenizer, prompts, settings.max_tokens, row_seed(seed, tuning.step + 1))
+            answers = pad_answers(prompts, [answer.token_ids for answer in completions], default_device())
+            sampled = time.monotonic()
+
+            # 2. What reward model, policy, fine-tuned model and value network say, before any update.
+            rows = micro_rows(len(prompts), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
+            scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
+            rollouts, log_ratio_BT, entropy_BT = assess(
+                settings, policy, reference, value, answers, scores_B, kl_coefficient, rows
+            )
+
+            # 3. Several epochs over the same answers, in minibatches.
+            told = Told()
+            for epoch in range(settings.epochs):
+                order = torch.tensor(
+                    random.Random(f"{seed}/{tuning.step}/{epoch}").sample(range(len(prompts)), len(prompts))
+                )
+                for part in torch.tensor_split(order, settings.minibatches):
+                    update(settings, tuning, policy, value, Rollouts(*(x[part] for x in rollouts)), ptx, told)
+
+            # 4. The coefficient follows its target (Ziegler et al. 2019, section 2.2); metrics; a checkpoint if due.
+            kl = float(log_ratio_BT.sum() / len(prompts))
+            if settings.kl_target is not None:
+                error = max(-0.2, min(0.2, kl / settings.kl_target - 1))
+                kl_coefficient *= 1 + error * len(prompts) / settings.kl_horizon
+            tuning.memory.update(kl_coefficient=kl_coefficient, ptx=None if ptx is None else ptx.state())
+            sampler = torch.tensor([p for answer in completions for p in answer.log_probs]).to(log_ratio_BT)
+            gap = (sampler - rollouts.log_probs_BT[answers.mask_BT]).abs()
+            tuning.end_step(
+                f"reward {float(scores_B.mean()):+.3f}  KL {kl:.3f}",
+                reward=float(scores_B.mean()),
+                kl=kl,
+                kl_coefficient=kl_coefficient,
+                entropy=float(entropy_BT.sum() / answers.mask_BT.sum()),
+                answer_tokens=float(answers.mask_BT.sum() / len(prompts)),
+                truncated=sum(answer.finish_reason != "stop" for answer in completions) / len(prompts),
+                explained_variance=explained_variance(rollouts),
+                sampler_gap_max=float(gap.max()),
+                sampler_gap_mean=float(gap.mean()),
+                **told.means(),
+                **gold(chosen, completions),
+                rollout_seconds=sampled - started,
+                step_seconds=time.monotonic() - started,
+            )
+
+    with atomic_folder(folder / "model") as target:
+        save_model(merged_copy(policy), tokenizer, target)
+    tuning.memory.pop("ptx", None)
+    tuning.close(prompts=len(items))
+
+
+def assess(
+    settings: PpoSettings,
+    policy: Transformer,
+    reference: Transformer,
+    value: ScalarModel,
+    answers: Answers,
+    scores_B: Tensor,
+    kl_coefficient: float,
+    rows: int,
+) -> tuple[Rollouts, Tensor, Tensor]:
+    """Advantages and returns of answers, with their log-ratios (B, T) to the reference and entropies (B, T)."""
+    both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, rows)
+    log_probs_BT, entropy_BT = both.unbind(dim=-1)
+    reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
+    # The value of the state before each token: the value network has not read the token itself.
+    values_BT = over_pieces(lambda piece: value(piece.inputs_BT) * piece.mask_BT, answers, rows)
+    # Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole answer.
+    log_ratio_BT = log_probs_BT - reference_BT
+    rewards_BT = -kl_coefficient * log_ratio_BT
+    rows_B = torch.arange(len(scores_B), device=scores_B.device)
+    rewards_BT[rows_B, last_places(answers.mask_BT)] += scores_B.to(rewards_BT)
+    advantages_BT = advantages(rewards_BT, values_BT, answers.mask_BT, settings.gamma, settings.gae_lambda)
+    returns_BT = advantages_BT + values_BT
+    whitened_BT = whitened(advantages_BT, answers.mask_BT)
+    return Rollouts(*answers, log_probs_BT, values_BT, whitened_BT, returns_BT), log_ratio_BT, entropy_BT
+
+
+def update(
+    settings: PpoSettings,
+    tuning: Tuning,
+    policy: Transformer,
+    value: ScalarModel,
+    batch: Rollouts,
+    ptx: PackedBatches | None,
+    told: Told,
+) -> None:
+    """One update of policy and value network from a minibatch: sums over its tokens, divided once by their number."""
+    n_tokens = int(batch.mask_BT.sum())
+    counts: dict[int, tuple[Tensor, ...]] = {}
+
+    def loss_of(micro: tuple[int, Rollouts]) -> Tensor:
+        number, rollouts = micro
+        log_probs_BT, _ = answer_log_probs(policy, rollouts.answers)
+        policy_loss, clipped = clipped_policy_loss(
+            log_probs_BT, rollouts.log_probs_BT, rollouts.advantages_BT, rollouts.mask_BT, settings.clip
+        )
+        values_BT = value(rollouts.inputs_BT)
+        value_loss, value_clipped = clipped_value_loss(
+            values_BT, rollouts.values_BT, rollouts.returns_BT, rollouts.mask_BT, settings.value_clip
+        )
+        moved = (rollouts.log_probs_BT - log_probs_BT.detach())[rollouts.mask_BT].sum()
+        counts[number] = policy_loss.detach(), value_loss.detach(), clipped, value_clipped, moved
+        return policy_loss + settings.value_coefficient * value_loss
+
+    cores = tuning.cores(len(batch.mask_BT))
+    rows = micro_rows(len(batch.mask_BT), batch.mask_BT.shape[1], settings.micro_batch_tokens, cores)
+    loss = tuning.backward(loss_of, list(enumerate(in_pieces(batch, rows))), n_tokens, "") / n_tokens
+    if ptx is not None:
+        # Its own mean, whatever the number of answer tokens, times the coefficient (Ouyang et al. 2022, eq. 2).
+        text = Batch(*(tensor.to(default_device()) for tensor in next(ptx)))
+        n_text = int(text.loss_mask_BT.sum())
+        rows = micro_rows(
+            settings.ptx_rows, text.inputs_BT.shape[1], settings.micro_batch_tokens, tuning.cores(settings.ptx_rows)
+        )
+        text_loss = tuning.backward(
+            lambda micro: summed_loss(policy, micro, document_attention=True),
+            split_rows(text, rows),
+            n_text / settings.ptx_coefficient,
+            "policy",
+        )
+        loss += settings.ptx_coefficient * text_loss / n_text
+        told.add("ptx_loss", text_loss, n_text)
+    norm = tuning.update(loss)
+    names = "policy_loss", "value_loss", "clip_share", "value_clip_share", "update_kl"
+    for number in sorted(counts):  # in order, for the sums of floats to be the same on every run
+        for name, total in zip(names, counts[number], strict=True):
+            told.add(name, float(total), 0)
+    for name in names:
+        told.add(name, 0.0, n_tokens)
+    told.add("grad_norm", norm, 1)
+
+
+class Told:
+    """Sums and counts of what the updates of a step tell, for one row of metrics."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, name: str, total: float, count: int) -> None:
+        entry = self._sums.setdefault(name, [0.0, 0])
+        entry[0], entry[1] = entry[0] + total, entry[1] + count
+
+    def means(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self._sums.items()}
+
+
+# --------------------------------------------------------------------------- prompts, answers, scores
+
+
+def read_prompts(files: Sequence[Path], tokenizer: Tokenizer, room: int) -> list[dict[str, Any]]:
+    """Rows with `messages` that end with a user turn, with their ids; those longer than `room` tokens are left out."""
+    items = []
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                item = json.loads(line)
+                item["ids"] = encode_chat(tokenizer, item["messages"], add_generation_prompt=True).ids
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file}:{number}: not a prompt ({error}); write one JSON row with messages") from None
+            if len(item["ids"]) <= room:
+                items.append(item)
+    if not items:
+        raise UserError(f"{', '.join(map(str, files))}: no prompt of at most {room} tokens; give some")
+    return items
+
+
+def draw_prompts(items: list[dict[str, Any]], count: int, step: int, seed: int) -> list[dict[str, Any]]:
+    """The prompts of a step: each of all comes once before any comes twice, in a new order every time."""
+    drawn: list[dict[str, Any]] = []
+    for place in range(step * count, (step + 1) * count):
+        epoch, index = divmod(place, len(items))
+        if not drawn or index == 0:
+            order = random.Random(f"{seed}/prompts/{epoch}").sample(range(len(items)), len(items))
+        drawn.append(items[order[index]])
+    return drawn
+
+
+def sample(
+    policy: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], max_tokens: int, seed: int
+) -> list[Completion]:
+    """One answer a prompt by the engine. A new one each time, for its memory, and so its rounding, to be as after a
+    resume."""
+    engine = Engine(policy, tokenizer, max_batch_size=len(prompts), prefix_cache=False)
+    return engine.generate(prompts, max_tokens=max_tokens, temperature=1.0, seed=seed)
+
+
+def reward_of(
+    rewarder: ScalarModel,
+    tokenizer: Tokenizer,
+    items: Sequence[dict[str, Any]],
+    completions: Sequence[Completion],
+    truncated_reward: float,
+    rows: int,
+) -> Tensor:
+    """Scores (B,). The reward model reads an answer's text encoded as in its training, not the ids that the policy
+    happened to choose for it; answers that were cut, or so encoded outgrow its context, get `truncated_reward`."""
+    ended = [row for row, answer in enumerate(completions) if answer.finish_reason == "stop"]
+    scores_B = torch.full((len(completions),), truncated_reward, device=default_device())
+    encoded = {row: encode_answer(tokenizer, items[row]["messages"], completions[row].text) for row in ended}
+    context = rewarder.trunk.shape.context
+    read = {row: pair for row, pair in encoded.items() if len(pair[0]) + len(pair[1]) <= context}
+    if read:
+        prompts, texts = zip(*read.values(), strict=True)
+        answers = pad_answers(prompts, texts, default_device())
+        scores_B[list(read)] = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
+    return scores_B
+
+
+def gold(items: Sequence[dict[str, Any]], completions: Sequence[Completion]) -> dict[str, float]:
+    """What the world's judge says, beside what the reward model says; {} for prompts without a grader."""
+    if not all("grader" in item for item in items):
+        return {}
+    pairs = [(item, answer.text) for item, answer in zip(items, completions, strict=True)]
+    right = sum(check(item, text) for item, text in pairs) / len(pairs)
+    return {"gold_right": right, "gold_good": sum(is_good(item, text) for item, text in pairs) / len(pairs)}
+
+
+def explained_variance(rollouts: Rollouts) -> float:
+    """1 - Var(returns - values) / Var(returns): 0 is a value network that knows nothing."""
+    returns, values = rollouts.returns_BT[rollouts.mask_BT], rollouts.values_BT[rollouts.mask_BT]
+    return float(1 - (returns - values).var() / returns.var().clamp_min(1e-12))
+
+
+def _pretraining_text(
+    settings: PpoSettings, replay: Path | None, context: int, seed: int, tuning: Tuning
+) -> PackedBatches | None:
+    if not settings.ptx_coefficient:
+        return None
+    if replay is None:
+        raise UserError("ppo.ptx_coefficient needs pretraining text; add [tokenizer] and [corpus], or set it to 0")
+    batches = PackedBatches(Shards(replay, "train"), context, settings.ptx_rows, seed + 1)
+    if tuning.memory.get("ptx"):
+        batches.load_state(tuning.memory["ptx"])
+    return batches

@@ -1,0 +1,175 @@
+"""The reward model: comparisons in, a model that scores an answer out, and how far it can be trusted.
+
+It begins as the fine-tuned model with a scalar head, read at the token that ends the answer. All pairs of one prompt's
+answers are one batch element (Ouyang et al. 2022, section 3.5), so that an answer is never trained on as often as it
+was compared. Writes reward_model/, checkpoints/, metrics.jsonl, training.json and reward.json (`reward_quality.py`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talaria.errors import UserError
+from talaria.feedback.store import Comparison, FeedbackStore
+from talaria.model.checkpoint import load_model
+from talaria.model.device import default_device
+from talaria.model.lora import add_lora, merge_lora
+from talaria.model.scalar import ScalarModel, save_scalar_model
+from talaria.run import atomic_folder, atomic_write, to_json
+from talaria.tokens.tokenizer import Tokenizer
+from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answers, score
+from talaria.train.policy_losses import ranking_loss
+from talaria.train.settings import RewardSettings
+from talaria.train.tuning import Tuning, micro_rows
+
+
+@dataclass
+class Compared:
+    """One prompt: its different answers, and every choice between two of them as (i, j, share of preference of i)."""
+
+    messages: list[dict[str, Any]]
+    objective: str = "helpful"
+    texts: list[str] = field(default_factory=list)
+    pairs: list[tuple[int, int, float]] = field(default_factory=list)
+    ids: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    """Prompt's and answer's, for each text."""
+
+
+def train_reward(
+    settings: RewardSettings, base: Path, databases: Sequence[str | Path], seed: int, folder: Path
+) -> None:
+    """Train on the comparisons in `databases`, beginning as the model at `base`; write the stage's files."""
+    from talaria.train.reward_quality import measure_quality
+
+    trunk, tokenizer = load_model(base)
+    model = ScalarModel(trunk, torch.Generator().manual_seed(seed))
+    if settings.lora is not None:
+        add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
+    training, held_out, dropped = read_compared(
+        databases, tokenizer, trunk.shape.context, settings.validation_share, seed
+    )
+    per_epoch = -(-len(training) // settings.batch_prompts)
+    tuning = Tuning(
+        "reward",
+        folder,
+        {"reward": model},
+        trunk,
+        tokenizer,
+        settings.optimizer,
+        settings.epochs * per_epoch,
+        learning_rates={"reward": settings.optimizer.learning_rate or 3e-4},
+        checkpoint_every_seconds=settings.checkpoint_every_seconds,
+        seed=seed,
+    )
+
+    def loss_of(prompts: list[Compared]) -> Tensor:
+        scores_N, start, total = score(model, as_answers(prompts)), 0, []
+        for prompt in prompts:
+            scores_K = scores_N[start : (start := start + len(prompt.texts))]
+            total.append(ranking_loss(scores_K, *pairs_of(prompt, scores_K.device)))
+        return torch.stack(total).sum()
+
+    with tuning.progress:
+        while not tuning.finished:
+            epoch, batch = divmod(tuning.step, per_epoch)
+            order = random.Random(f"{seed}/{epoch}").sample(range(len(training)), len(training))
+            chosen = [training[i] for i in order[batch * settings.batch_prompts : (batch + 1) * settings.batch_prompts]]
+            micro = as_micro_batches(chosen, settings.micro_batch_tokens, tuning.cores(len(chosen)))
+            loss = tuning.backward(loss_of, micro, len(chosen), "reward") / len(chosen)
+            norm = tuning.update(loss)
+            tuning.end_step(f"loss {loss:.3f}", train_loss=loss, grad_norm=norm, prompts=len(chosen))
+
+    merge_lora(trunk)
+    mean = float(scores_of(model, training).mean())
+    with torch.no_grad():
+        model.bias.sub_(mean)
+    with atomic_folder(folder / "reward_model") as target:
+        save_scalar_model(model, tokenizer, target)
+    quality = measure_quality(model, training, held_out, folder)
+    atomic_write(folder / "reward.json", to_json(quality))
+    tuning.close(
+        prompts=len(training),
+        prompts_held_out=len(held_out),
+        prompts_dropped=dropped,
+        pairs=sum(len(prompt.pairs) for prompt in training),
+        mean_before_shift=mean,
+        accuracy=quality["together"]["accuracy"],
+    )
+
+
+@torch.no_grad()
+def scores_of(model: ScalarModel, prompts: Sequence[Compared], rows: int = 64) -> Tensor:
+    """Scores (N,) of all answers of all prompts, in order."""
+    pieces = []
+    for start in range(0, len(prompts), rows):
+        answers = as_answers(prompts[start : start + rows])
+        pieces.append(over_pieces(lambda piece: score(model, piece), answers, rows))
+    return torch.cat(pieces)
+
+
+def read_compared(
+    databases: Sequence[str | Path], tokenizer: Tokenizer, context: int, validation_share: float, seed: int
+) -> tuple[list[Compared], list[Compared], int]:
+    """Training and held-out prompts, and how many were left out because nothing of them fits the context. All
+    comparisons of one conversation are on one side, whoever made them."""
+    prompts: dict[str, Compared] = {}
+    for database in databases:
+        store = FeedbackStore(database)
+        for comparison in store.read_comparisons():
+            _add(prompts.setdefault(repr(comparison.messages), Compared(comparison.messages)), comparison)
+        store.close()
+    kept = []
+    for prompt in prompts.values():
+        prompt.ids = [encode_answer(tokenizer, prompt.messages, text) for text in prompt.texts]
+        if prompt.pairs and all(len(asked) + len(answer) <= context for asked, answer in prompt.ids):
+            kept.append(prompt)
+    random.Random(seed).shuffle(kept)
+    n_held_out = max(1, round(len(kept) * validation_share))
+    if n_held_out >= len(kept):
+        raise UserError(
+            f"{', '.join(map(str, databases))}: {len(kept)} prompts with comparisons, too few to train and "
+            "to validate; collect more"
+        )
+    return kept[n_held_out:], kept[:n_held_out], len(prompts) - len(kept)
+
+
+def _add(prompt: Compared, comparison: Comparison) -> None:
+    """Take in all pairs of a ranking; texts that stand in the store more than once are one answer."""
+    prompt.objective = str(comparison.flags.get("objective", prompt.objective))
+    ranked: list[tuple[int, int]] = []
+    for rank, group in enumerate(comparison.ranking):
+        for answer in group:
+            if answer.text not in prompt.texts:
+                prompt.texts.append(answer.text)
+            ranked.append((rank, prompt.texts.index(answer.text)))
+    for (rank_a, a), (rank_b, b) in combinations(ranked, 2):
+        if a != b:
+            prompt.pairs.append((a, b, 0.5 if rank_a == rank_b else 1.0))
+
+
+def pairs_of(prompt: Compared, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places (P, 2) and shares of preference (P,) for `policy_losses.ranking_loss`."""
+    places_P2 = torch.tensor([(i, j) for i, j, _ in prompt.pairs], device=device)
+    return places_P2, torch.tensor([share for _, _, share in prompt.pairs], device=device)
+
+
+def as_answers(prompts: Sequence[Compared]) -> Answers:
+    """Every answer of every prompt as a row."""
+    ids = [pair for prompt in prompts for pair in prompt.ids]
+    return pad_answers([asked for asked, _ in ids], [answer for _, answer in ids], default_device())
+
+
+def as_micro_batches(prompts: list[Compared], micro_tokens: int, cores: int) -> list[list[Compared]]:
+    """Whole prompts together, equal numbers for the cores, bounded in tokens."""
+    longest = max(len(asked) + len(answer) for prompt in prompts for asked, answer in prompt.ids)
+    answers = max(len(prompt.ids) for prompt in prompts)
+    rows = micro_rows(len(prompts), longest * answers, micro_tokens, cores)
+    return [prompts[i : i + rows] for i in range(0, len(prompts), rows)]

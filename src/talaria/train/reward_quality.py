@@ -1,0 +1,143 @@
+"""How far a reward model can be trusted, from comparisons it was not trained on.
+
+Accuracy with an interval over prompts, together and for each objective; accuracy by margin; a calibration curve; and an
+out-of-distribution score (Bai et al. 2022, section 5.2: the Mahalanobis distance of the state that is scored from those
+of the training answers) with how well it tells strange conversations from held-out ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from talaria.model.checkpoint import save_tensors
+from talaria.model.device import default_device
+from talaria.model.scalar import ScalarModel
+from talaria.train.answers import Answers, end_states, over_pieces, pad_answers
+
+if TYPE_CHECKING:
+    from talaria.train.reward import Compared
+
+_ROWS = 64
+_BINS = 10
+_FEATURES = "training_states.safetensors"
+
+
+def measure_quality(
+    model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared], folder: Path
+) -> dict[str, Any]:
+    """Everything above as a JSON value; writes the training answers' mean state and its precision beside it."""
+    from talaria.train.reward import scores_of
+
+    scores = scores_of(model, held_out).double().cpu().numpy()
+    rows, start = [], 0
+    for number, prompt in enumerate(held_out):
+        for i, j, share in prompt.pairs:
+            rows.append((number, prompt.objective, float(scores[start + i] - scores[start + j]), share))
+        start += len(prompt.texts)
+    result: dict[str, Any] = {"together": _accuracy(rows)}
+    for objective in sorted({row[1] for row in rows}):
+        result[objective] = _accuracy([row for row in rows if row[1] == objective])
+    result["by_margin"] = _by_margin(rows)
+    result["calibration"] = _calibration(rows)
+    result["out_of_distribution"] = _out_of_distribution(model, training, held_out, folder)
+    return result
+
+
+def _accuracy(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:
+    """Share of decided pairs whose better answer scores higher. Pairs of a prompt are alike, so the interval is a
+    bootstrap over prompts."""
+    decided = [(number, (margin > 0) == (share > 0.5)) for number, _, margin, share in rows if share != 0.5]
+    if not decided:
+        return {"accuracy": None, "interval": None, "pairs": 0, "ties": len(rows)}
+    numbers, inverse = np.unique([number for number, _ in decided], return_inverse=True)
+    right = np.bincount(inverse, weights=[is_right for _, is_right in decided], minlength=len(numbers))
+    count = np.bincount(inverse, minlength=len(numbers))
+    draw = np.random.default_rng(0).integers(0, len(numbers), (2000, len(numbers)))
+    low, high = np.quantile(right[draw].sum(1) / count[draw].sum(1), [0.025, 0.975])
+    return {
+        "accuracy": float(right.sum() / count.sum()),
+        "interval": [float(low), float(high)],
+        "pairs": len(decided),
+        "prompts": len(numbers),
+        "ties": len(rows) - len(decided),
+    }
+
+
+def _by_margin(rows: list[tuple[int, str, float, float]]) -> list[dict[str, float]]:
+    """Accuracy in quarters of the pairs by the distance of their scores."""
+    decided = sorted((abs(margin), (margin > 0) == (share > 0.5)) for _, _, margin, share in rows if share != 0.5)
+    quarters = [part for part in np.array_split(np.array(decided, dtype=float).reshape(-1, 2), 4) if len(part)]
+    return [
+        {"from": float(part[0, 0]), "to": float(part[-1, 0]), "accuracy": float(part[:, 1].mean()), "pairs": len(part)}
+        for part in quarters
+    ]
+
+
+def _calibration(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:
+    """Told probability sigmoid(margin) against the share of choices; each pair in the direction in which it is at least
+    one half, ties as half a choice. `error` is the mean distance, weighted by pairs."""
+    told = np.array([1 / (1 + np.exp(-abs(margin))) for _, _, margin, _ in rows])
+    chosen = np.array([share if margin >= 0 else 1 - share for _, _, margin, share in rows])
+    bins = np.minimum((told - 0.5) * 2 * _BINS, _BINS - 1).astype(int)
+    curve = [
+        {
+            "told": float(told[bins == n].mean()),
+            "chosen": float(chosen[bins == n].mean()),
+            "pairs": int((bins == n).sum()),
+        }
+        for n in range(_BINS)
+        if (bins == n).any()
+    ]
+    error = sum(abs(point["told"] - point["chosen"]) * point["pairs"] for point in curve) / max(1, len(rows))
+    return {"curve": curve, "error": error}
+
+
+def _out_of_distribution(
+    model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared], folder: Path
+) -> dict[str, float]:
+    """How often a conversation with another prompt's answer lies further out than one with its own."""
+    known_ND = _states(model, [ids for prompt in training for ids in prompt.ids])
+    mean_D = known_ND.mean(dim=0)
+    centred_ND = known_ND - mean_D
+    covariance_DD = centred_ND.T @ centred_ND / len(known_ND)
+    covariance_DD += torch.eye(len(mean_D), dtype=torch.float64) * covariance_DD.diagonal().mean() * 1e-3
+    precision_DD = torch.linalg.inv(covariance_DD)
+    save_tensors({"mean": mean_D, "precision": precision_DD.contiguous()}, folder / _FEATURES)
+    own = [ids for prompt in held_out for ids in prompt.ids]
+    strange = [(asked, own[(row + len(own) // 2) % len(own)][1]) for row, (asked, _) in enumerate(own)]
+    near = distances(_states(model, own), mean_D, precision_DD)
+    far = distances(_states(model, strange), mean_D, precision_DD)
+    above = (far[:, None] > near[None, :]).double().mean() + 0.5 * (far[:, None] == near[None, :]).double().mean()
+    return {"held_out": float(near.mean()), "strange": float(far.mean()), "auroc": float(above)}
+
+
+def distances(states_ND: Tensor, mean_D: Tensor, precision_DD: Tensor) -> Tensor:
+    """Mahalanobis distances (N,), over the width, so that about 1 is ordinary."""
+    centred_ND = states_ND - mean_D
+    return (centred_ND @ precision_DD * centred_ND).sum(dim=1) / len(mean_D)
+
+
+@torch.no_grad()
+def out_of_distribution_score(model: ScalarModel, reward: Path, answers: Answers) -> Tensor:
+    """Distances (B,) of answers from what the reward model of the stage folder `reward` was trained on."""
+    known = load_file(reward / _FEATURES)
+    return distances(end_states(model.trunk, answers).double().cpu(), known["mean"], known["precision"])
+
+
+def _states(model: ScalarModel, ids: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    pieces = [
+        pad_answers([asked for asked, _ in part], [answer for _, answer in part], default_device())
+        for part in (ids[start : start + _ROWS] for start in range(0, len(ids), _ROWS))
+    ]
+    return (
+        torch.cat([over_pieces(lambda piece: end_states(model.trunk, piece), part, _ROWS) for part in pieces])
+        .double()
+        .cpu()
+    )

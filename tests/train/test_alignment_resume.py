@@ -1,0 +1,133 @@
+"""Killed at random instants, what learns from answers ends with the weights of an undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_alignment import tiny_tokenizer, write_comparisons, write_models, write_prompts
+
+from talaria.corpus.document import Document
+from talaria.run import Stage, lock, read_metrics, run_stage, sha256
+from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.shards import write_shards
+from talaria.train.checkpoint import checkpoints
+from talaria.train.dpo import dpo
+from talaria.train.grpo import grpo
+from talaria.train.ppo import ppo
+from talaria.train.reward import train_reward
+from talaria.train.settings import DpoSettings, GrpoSettings, OptimizerSettings, PpoSettings, RewardSettings
+
+KILLS = int(os.environ.get("TALARIA_KILLS", "4"))
+ADAM = OptimizerSettings(learning_rate=1e-3, weight_decay=0.0)
+# A checkpoint at every step, so that most kills fall into a save.
+OFTEN = 1e-9
+SETTINGS = {
+    "reward": RewardSettings(epochs=4, batch_prompts=4, optimizer=ADAM, checkpoint_every_seconds=OFTEN),
+    "dpo": DpoSettings(epochs=4, batch_prompts=4, optimizer=ADAM, checkpoint_every_seconds=OFTEN),
+    "ppo": PpoSettings(
+        steps=12,
+        rollouts=8,
+        max_tokens=8,
+        epochs=2,
+        kl_target=0.5,
+        ptx_coefficient=2.0,
+        ptx_rows=2,
+        optimizer=ADAM,
+        checkpoint_every_seconds=OFTEN,
+    ),
+    "grpo": GrpoSettings(
+        steps=12, rollouts=4, max_tokens=8, reward="model", optimizer=ADAM, checkpoint_every_seconds=OFTEN
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tokenizer = tiny_tokenizer()
+    write_models(folder, tokenizer)
+    write_comparisons(folder / "feedback.db")
+    write_prompts(folder / "prompts.jsonl")
+    documents = [Document(str(i), f"the sea of gods {i} and the land of one sandal", "made") for i in range(150)]
+    write_shards(documents, tokenizer, folder / "shards", TokenizerSettings(vocab_size=300, validation_fraction=0.05))
+    return folder
+
+
+def work(name: str, data: Path, run: Path) -> None:
+    torch.set_num_threads(1)
+    settings = SETTINGS[name]
+    databases, prompts, base, reward = [data / "feedback.db"], [data / "prompts.jsonl"], data / "sft", data / "reward"
+
+    def stage(folder: Path) -> None:
+        if isinstance(settings, RewardSettings):
+            train_reward(settings, base, databases, 7, folder)
+        elif isinstance(settings, DpoSettings):
+            dpo(settings, base, databases, 7, folder)
+        elif isinstance(settings, PpoSettings):
+            ppo(settings, base, reward, prompts, data / "shards", 7, folder)
+        else:
+            grpo(settings, base, reward, prompts, 7, folder)
+
+    with lock(run):
+        run_stage(run, Stage(name, settings, {}, (), stage))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("reward", KILLS), ("ppo", KILLS), ("dpo", min(KILLS, 2)), ("grpo", min(KILLS, 2))]
+)
+def test_killed_at_random_instants_the_weights_are_the_same_bit_for_bit(
+    name: str, wanted: int, data: Path, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["talaria.train.ppo", "talaria.train.grpo", "talaria.train.dpo", __name__])
+
+    def start(run: Path) -> BaseProcess:
+        process = context.Process(target=work, args=(name, data, run))
+        process.start()
+        return process
+
+    def finish(run: Path) -> None:
+        process = start(run)
+        process.join(300)
+        assert process.exitcode == 0
+
+    undisturbed = tmp_path / "undisturbed"
+    finish(undisturbed)
+    draw = random.Random(1)
+    kills, resumed_from, runs = 0, set(), [tmp_path / "killed-0"]
+    while kills < wanted:
+        partial = runs[-1] / f"{name}.partial"
+        before = checkpoints(partial / "checkpoints")[-1:]
+        process = start(runs[-1])
+        if draw.random() < 0.7:  # else it may die before it has come to its first step
+            while process.is_alive() and checkpoints(partial / "checkpoints")[-1:] == before:
+                time.sleep(0.001)
+        time.sleep(draw.uniform(0.0, 0.15))
+        if not process.is_alive():  # it came to its end: the next kills are a new run's
+            assert process.exitcode == 0
+            runs.append(tmp_path / f"killed-{len(runs)}")
+            continue
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        kills += 1
+        resumed_from.update(path.name for path in before)
+    model = "reward_model" if name == "reward" else "model"
+    for run in runs:
+        finish(run)
+        for file in (f"{model}/model.safetensors", "training.json"):
+            assert sha256(run / name / file) == sha256(undisturbed / name / file), file
+        assert _rows(run / name) == _rows(undisturbed / name)
+    assert resumed_from, "the kills never met a run in the middle"
+
+
+def _rows(stage: Path) -> list[dict]:
+    rows = read_metrics(stage / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key != "time" and "seconds" not in key} for row in rows]

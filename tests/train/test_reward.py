@@ -1,0 +1,157 @@
+"""The reward model: what it is trained on, and what is said of its quality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_alignment import tiny_policy, tiny_tokenizer, write_comparisons, write_models
+
+from talaria.errors import UserError
+from talaria.feedback.store import FeedbackStore
+from talaria.model.checkpoint import load_model
+from talaria.model.scalar import ScalarModel, load_scalar_model, save_scalar_model
+from talaria.tokens.tokenizer import Tokenizer
+from talaria.train.answers import pad_answers, score
+from talaria.train.policy_losses import ranking_loss
+from talaria.train.reward import as_answers, pairs_of, read_compared, scores_of, train_reward
+from talaria.train.reward_quality import _accuracy, _calibration, distances
+from talaria.train.settings import OptimizerSettings, RewardSettings
+
+SETTINGS = RewardSettings(
+    epochs=12, batch_prompts=8, validation_share=0.25, optimizer=OptimizerSettings(learning_rate=3e-3, weight_decay=0.0)
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward stage's folder, beside its base `sft` and its `feedback.db`."""
+    folder = tmp_path_factory.mktemp("reward")
+    write_models(folder, tokenizer)
+    database = write_comparisons(folder / "feedback.db", 60)
+    train_reward(SETTINGS, folder / "sft", [database], 7, folder / "stage")
+    return folder
+
+
+def test_all_pairs_of_a_prompt_are_one_element_and_every_answer_is_read_once(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """The bug: a row for each pair, with which an answer of four is read three times and soon known by heart."""
+    store = FeedbackStore(tmp_path / "f.db")
+    for messages in ([{"role": "user", "content": "sea"}], [{"role": "user", "content": "land"}]):
+        prompt = store.append_prompt(messages)
+        a, b, c, again = (store.append_answer(prompt, text, model="m") for text in ("one", "two", "three", "one"))
+        store.append_comparison(prompt, [[b], [a, c]], annotator="ann")
+        store.append_comparison(prompt, [[c], [again]], annotator="bob")
+    store.close()
+    [training], [held_out], dropped = read_compared([tmp_path / "f.db"], tokenizer, 64, 0.5, seed=0)
+    assert dropped == 0
+    for prompt in (training, held_out):
+        assert prompt.texts == ["two", "one", "three"]
+        assert prompt.pairs == [(0, 1, 1.0), (0, 2, 1.0), (1, 2, 0.5), (2, 1, 1.0)]
+        assert len(as_answers([prompt]).inputs_BT) == 3
+
+
+def test_no_prompt_is_on_both_sides_of_the_split_whoever_compared_it_and_wherever(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    databases = [write_comparisons(tmp_path / "a.db"), write_comparisons(tmp_path / "b.db")]
+    training, held_out, _ = read_compared(databases, tokenizer, 64, 0.25, seed=0)
+    sides = [{repr(prompt.messages) for prompt in side} for side in (training, held_out)]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 40 and len(sides[1]) == 10
+
+
+def test_conversations_longer_than_the_context_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    store = FeedbackStore(tmp_path / "f.db")
+    for words in (1, 2, 3, 60):
+        prompt = store.append_prompt([{"role": "user", "content": "sea " * words}])
+        ids = [store.append_answer(prompt, text, model="m") for text in ("one", "two")]
+        store.append_comparison(prompt, [[ids[0]], [ids[1]]], annotator="ann")
+    store.close()
+    training, held_out, dropped = read_compared([tmp_path / "f.db"], tokenizer, 64, 0.3, seed=0)
+    assert (len(training), len(held_out), dropped) == (2, 1, 1)
+    with pytest.raises(UserError, match=r"f\.db: 0 prompts with comparisons, too few"):
+        read_compared([tmp_path / "f.db"], tokenizer, 4, 0.3, seed=0)
+
+
+def test_it_learns_what_is_preferred_and_its_mean_is_zero(trained: Path, tokenizer: Tokenizer) -> None:
+    quality = json.loads((trained / "stage" / "reward.json").read_text())
+    assert quality["together"]["interval"][0] > 0.7  # held-out prompts; chance is one half
+    model, _ = load_scalar_model(trained / "stage" / "reward_model")
+    training, held_out, _ = read_compared([trained / "feedback.db"], tokenizer, 64, 0.25, seed=7)
+    assert abs(float(scores_of(model, training).mean())) < 1e-5
+    margins = [
+        float(scores[i] - scores[j]) > 0
+        for prompt in held_out
+        for scores in [scores_of(model, [prompt])]
+        for i, j, share in prompt.pairs
+        if share != 0.5
+    ]
+    assert quality["together"]["accuracy"] == pytest.approx(sum(margins) / len(margins))
+    assert quality["together"]["pairs"] == len(margins)
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_prompts_of_equation_one(trained: Path, tokenizer: Tokenizer) -> None:
+    base = load_model(trained / "sft", torch.float64)[0]
+    model = ScalarModel(base, torch.Generator().manual_seed(0))
+    training, _, _ = read_compared([trained / "feedback.db"], tokenizer, 64, 0.25, seed=7)
+    prompts = training[:5]
+    scores_N = score(model, as_answers(prompts))
+    alone = [score(model, as_answers([prompt])) for prompt in prompts]
+    assert torch.allclose(scores_N, torch.cat(alone), atol=1e-10, rtol=0)
+    for prompt, scores_K in zip(prompts, alone, strict=True):
+        by_hand = [
+            -share * torch.sigmoid(scores_K[i] - scores_K[j]).log()
+            - (1 - share) * torch.sigmoid(scores_K[j] - scores_K[i]).log()
+            for i, j, share in prompt.pairs
+        ]
+        assert float(ranking_loss(scores_K, *pairs_of(prompt, scores_K.device))) == pytest.approx(
+            float(sum(by_hand)) / len(prompt.pairs), abs=1e-12
+        )
+
+
+def test_what_is_saved_scores_as_what_was_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = ScalarModel(tiny_policy(tokenizer), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.bias.fill_(-1.5)
+    save_scalar_model(model, tokenizer, tmp_path / "model")
+    loaded, _ = load_scalar_model(tmp_path / "model")
+    answers = pad_answers([[5, 6]], [[7, 2]])
+    assert torch.equal(score(model, answers), score(loaded, answers))
+    (tmp_path / "model" / "scalar_head.safetensors").unlink()
+    with pytest.raises(UserError, match="no reward model here"):
+        load_scalar_model(tmp_path / "model")
+
+
+def test_accuracy_counts_decided_pairs_and_its_interval_is_over_prompts() -> None:
+    rows = [(0, "helpful", 1.0, 1.0), (0, "helpful", -0.5, 1.0), (1, "helpful", -2.0, 0.0), (1, "helpful", 0.1, 0.5)]
+    told = _accuracy(rows)
+    assert (told["accuracy"], told["pairs"], told["ties"], told["prompts"]) == (2 / 3, 3, 1, 2)
+    # A prompt with many pairs is one draw: a thousand copies of its pairs make the interval no narrower.
+    few = _accuracy([(n, "helpful", 1.0 if n % 2 else -1.0, 1.0) for n in range(20)])["interval"]
+    many = _accuracy([(n, "helpful", 1.0 if n % 2 else -1.0, 1.0) for n in range(20) for _ in range(50)])["interval"]
+    assert few == many and few[1] - few[0] > 0.3
+
+
+def test_calibration_of_a_model_that_tells_the_truth_has_no_error_and_of_a_boaster_has_one() -> None:
+    draw = np.random.default_rng(0)
+    margins = draw.normal(0, 1.5, 40_000)
+    chosen = draw.random(40_000) < 1 / (1 + np.exp(-margins))
+    honest = _calibration([(0, "helpful", float(m), float(c)) for m, c in zip(margins, chosen, strict=True)])
+    boaster = _calibration([(0, "helpful", float(3 * m), float(c)) for m, c in zip(margins, chosen, strict=True)])
+    assert honest["error"] < 0.012 and boaster["error"] > 0.1
+    assert sum(point["pairs"] for point in honest["curve"]) == 40_000
+
+
+def test_the_distance_is_mahalanobis_over_the_width() -> None:
+    precision = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    x, mean = torch.tensor([[3.0, -1.0]], dtype=torch.float64), torch.tensor([1.0, 1.0], dtype=torch.float64)
+    assert float(distances(x, mean, precision)) == pytest.approx((2 * 4 + 2 * 0.5 * 2 * -2 + 4) / 2, abs=1e-12)
