@@ -113,11 +113,14 @@ def test_every_form_is_read_and_the_answers_are_left_out(tmp_path):
     conversation = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     (tmp_path / "world" / "conversations.jsonl").write_text(json.dumps({"messages": conversation}) + "\n")
     rows = [{"prompt": "plain"}, {"instruction": "add", "input": "1 1", "output": "2"}, {"messages": conversation[1:]}]
+    rows.append(
+        {"instruction": "say", "instances": [{"input": "hi", "output": "Hi."}, {"input": "no", "output": "No."}]}
+    )
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     counts = gather_prompts([tmp_path, tmp_path / "rows.json"], tmp_path / "out.jsonl", PromptSettings())
     found = [prompt.messages for prompt in read_prompts(tmp_path / "out.jsonl")]
-    assert [messages[-1]["content"] for messages in found] == ["q", "plain", "add\n\n1 1"]
-    assert counts.dropped["no user turn, or an empty one"] == 1 and counts.without_user == 3
+    assert [messages[-1]["content"] for messages in found] == ["q", "plain", "add\n\n1 1", "say\n\nhi"]
+    assert counts.dropped["no user turn, or an empty one"] == 1 and counts.without_user == 4
     (tmp_path / "bad.jsonl").write_text('{"text": 1}\n')
     with pytest.raises(UserError, match=r"bad\.jsonl:1: no prompt"):
         read_prompts(tmp_path / "bad.jsonl")

@@ -78,7 +78,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def clean_prompts(found: Sequence[Prompt], settings: PromptSettings) -> tuple[list[Prompt], PromptCounts]:
     """Apply the rules in order: masked, empty, gone on with in a longer one, said before, too many of a user, split."""
-    dropped, masked = Counter[str](), Counter[str]()
+    dropped, masked = Counter({"no user turn, or an empty one": 0}), Counter[str]()
     kept = []
     for prompt in found:
         masked_one = _masked(prompt, masked) if settings.mask_personal_data else prompt
@@ -124,16 +124,11 @@ def _without_beginnings(prompts: list[Prompt], dropped: Counter[str]) -> list[Pr
 def _without_duplicates(prompts: list[Prompt], n_characters: int, dropped: Counter[str]) -> list[Prompt]:
     """Two prompts are the same if they share their first n characters, or are equal and shorter: sharing a prefix of
     that length is an equivalence, so the prefix is a key and no pair is compared. The first one stays."""
-    seen: set[str] = set()
-    kept = []
+    first: dict[str, Prompt] = {}
     for prompt in prompts:
-        key = _key(prompt.messages)[:n_characters]
-        if key in seen:
-            dropped[f"shares its first {n_characters} characters with another, or is equal to it"] += 1
-        else:
-            seen.add(key)
-            kept.append(prompt)
-    return kept
+        first.setdefault(_key(prompt.messages)[:n_characters], prompt)
+    dropped[f"shares its first {n_characters} characters with another, or is equal to it"] += len(prompts) - len(first)
+    return list(first.values())
 
 
 def _at_most(prompts: list[Prompt], settings: PromptSettings, dropped: Counter[str]) -> list[Prompt]:
@@ -182,7 +177,9 @@ def _prompt(row: Any, place: str, source: str) -> Prompt:
     elif isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
     elif isinstance(row.get("instruction"), str):
-        asked = "\n\n".join(part for part in (row["instruction"], row.get("input")) if isinstance(part, str) and part)
+        first: dict[str, Any] = (row.get("instances") or [{}])[0]  # of seed tasks
+        given = row.get("input", first.get("input"))
+        asked = "\n\n".join(part for part in (row["instruction"], given) if isinstance(part, str) and part)
         messages = [{"role": "user", "content": asked}]
     else:
         raise UserError(f'{place}: no prompt; a row needs "messages", "prompt" or "instruction"')

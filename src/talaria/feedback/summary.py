@@ -75,8 +75,8 @@ def summarise(store: FeedbackStore, held_out: Collection[str] = (), resamples: i
 def summary_tables(summary: Summary) -> list[Table]:
     """For a terminal."""
     people = Table(title=f"{summary.choices:,} choices on {summary.prompts:,} prompts", title_justify="left")
-    for name in ("annotator", "ranked", "skipped", "corrected", "ties", "seconds", "known items", "first shown best"):
-        people.add_column(name, justify="left" if name == "annotator" else "right")
+    for name in ("annotator", "ranked", "skipped", "undone", "ties", "seconds", "known", "first best"):
+        people.add_column(name, justify="left" if name == "annotator" else "right", no_wrap=name == "annotator")
     for person in summary.annotators:
         seconds = "-" if person.median_seconds is None else f"{person.median_seconds:.1f}"
         known = f"{person.known_right}/{person.known}" if person.known else "-"
@@ -98,7 +98,7 @@ def summary_tables(summary: Summary) -> list[Table]:
         if found.n:
             agreement.add_row(name, str(found.n), str(found.n_prompts), *_shares(found))
     if not agreement.row_count:
-        agreement.add_row("nobody judged what somebody else did", *["-"] * 5)
+        agreement.add_row("nobody", *["-"] * 5)
     return [people, agreement]
 
 
