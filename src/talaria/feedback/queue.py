@@ -12,6 +12,7 @@ so that somebody who leaves holds nothing up. All state is rows of the store: a 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -209,12 +210,13 @@ class AnnotationQueue:
                 )
             )
             mine = mine.where(comparisons.c.annotator == annotator, items.c.kind != "qualification", _stands)
-            left = sa.select(sa.func.count()).select_from(self._available(annotator).subquery())
+            available = sa.select(sa.func.count()).select_from(self._available(annotator).subquery())
             open_ones = self._open_ids(annotator).where(items.c.kind.in_(("ordinary", "hidden")))
             test, test_done, test_items = self._test(connection, annotator)
+            left = connection.execute(available).scalar_one() + self._hidden_left(connection, annotator)
             return Progress(
                 done=connection.execute(mine).scalar_one(),
-                left=connection.execute(left).scalar_one() + len(connection.execute(open_ones).all()),
+                left=left + len(connection.execute(open_ones).all()),
                 test=test,
                 test_done=test_done,
                 test_items=test_items,
@@ -293,10 +295,22 @@ class AnnotationQueue:
         if test == "open":
             return connection.execute(unseen.where(items.c.kind == "qualification")).scalar()
         ordinary: int | None = connection.execute(self._available(annotator).limit(1)).scalar()
-        if ordinary is not None and _draw.random() < self.settings.hidden_share:
-            hidden: int | None = connection.execute(unseen.where(items.c.kind == "hidden")).scalar()
-            return ordinary if hidden is None else hidden
-        return ordinary
+        hidden: int | None = None
+        drawn = ordinary is None or _draw.random() < self.settings.hidden_share
+        if drawn and self._hidden_left(connection, annotator):
+            hidden = connection.execute(unseen.where(items.c.kind == "hidden")).scalar()
+        return ordinary if hidden is None else hidden
+
+    def _hidden_left(self, connection: sa.Connection, annotator: str) -> int:
+        """How many hidden items this annotator will still get: their share of all items, whatever is drawn when.
+        A count of what is left without them would stand still whenever one comes, and tell which they are."""
+        counted = sa.select(items.c.kind, sa.func.count()).group_by(items.c.kind)
+        n = dict(connection.execute(counted).all())
+        share = self.settings.hidden_share
+        due = min(n.get("hidden", 0), math.ceil(share / (1 - share) * n.get("ordinary", 0)))
+        given = sa.select(sa.func.count()).select_from(assignments).join(items, assignments.c.item_id == items.c.id)
+        given = given.where(assignments.c.annotator == annotator, items.c.kind == "hidden")
+        return max(0, due - connection.execute(given).scalar_one())
 
     def _assign(self, connection: sa.Connection, annotator: str, item_id: int) -> Assignment:
         shown = connection.execute(sa.select(items.c.answer_ids).where(items.c.id == item_id)).scalar_one()

@@ -23,7 +23,7 @@ class QueueSettings(Settings):
     assignment_seconds: float = Field(default=3600.0, gt=0)
     """After that an item that was given and not judged may go to somebody else too."""
     hidden_share: float = Field(default=0.05, ge=0, lt=1)
-    """How often an item with a known answer comes in the place of an ordinary one, as long as there are any."""
+    """Of what one annotator gets, how much has a known answer, as far as there are such items. They come at random."""
     pass_share: float = Field(default=0.75, ge=0, le=1)
     """Share of the qualification items that must be ranked as they are known to be."""
 

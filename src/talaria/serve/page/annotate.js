@@ -382,6 +382,12 @@ $("language").addEventListener("click", () => {
 });
 $("key-dialog").querySelector("form").addEventListener("submit", async (event) => {
   const fields = event.target.elements;
+  if (loadKey() && loadKey() !== fields.key.value.trim()) {
+    // Somebody else: what the last person wrote is not theirs.
+    setTalk([]);
+    localStorage.removeItem(DRAFT);
+    [item, state, talking] = [null, null, false];
+  }
   saveKey(fields.key.value.trim(), fields.keep.checked);
   fields.key.value = "";
   await start();
