@@ -204,6 +204,31 @@ def test_a_wrong_form_is_told(tmp_path):
         read_choices(path, "csv")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ranking": [[0], [2]]},
+        {"ranking": [[0], [-1]]},
+        {"ranking": [[["a"]], [1]]},
+        {"ranking": [[0], [True]]},
+        {"answers": [{"text": "a"}, {"text": 1}]},
+        {"answers": [{"text": "a", "seed": 2**63}, {"text": "b"}]},
+        {"scores": {"2": 7}},
+        {"scores": {"x": 7}},
+        {"flags": {"harmful": [2]}},
+        {"flags": {"harmful": 0}},
+        {"verdict": "liked"},
+        {"created_at": "yesterday"},
+        {"seconds": "fast"},
+    ],
+)
+def test_a_row_of_our_own_form_that_is_wrong_is_told_with_its_place(tmp_path, change):
+    row = {"messages": ASKED, "answers": [{"text": "a"}, {"text": "b"}], "ranking": [[0], [1]]}
+    read_choices(written(tmp_path / "good.jsonl", row), "jsonl")
+    with pytest.raises(UserError, match=r"bad\.jsonl:2: "):
+        read_choices(written(tmp_path / "bad.jsonl", row, row | change), "jsonl")
+
+
 # ------------------------------------------------------------------------------- public data
 
 

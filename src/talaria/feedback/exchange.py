@@ -22,7 +22,8 @@ from typing import Any
 
 from talaria.errors import UserError
 from talaria.feedback.forms import READERS, WRITERS, Choice, LeftOut
-from talaria.feedback.store import FLAGS, Comparison, FeedbackStore
+from talaria.feedback.schema import answers, comparisons, insert_all, prompts
+from talaria.feedback.store import FLAGS, Comparison, FeedbackStore, comparison_row
 from talaria.run import atomic_write, sha256
 from talaria.tokens.conversations import read_rows
 
@@ -68,42 +69,58 @@ def import_choices(
     choices, left_out = read_choices(path, form)
     if not choices:
         raise UserError(f"{path}: holds no choice in the form {form!r} ({_told(left_out)}); choose another form")
-    with store.together():
+    prompt_rows: list[dict[str, Any]] = []
+    answer_rows: list[dict[str, Any]] = []
+    known: dict[tuple[Any, ...], int] = {}
+    placed: list[tuple[int, list[int]]] = []  # of each choice, the places of its prompt and answers among the rows
+    for choice in choices:
+        # Rows that several people wrote on the same prompt and answers go on being about the same ones.
+        asked = (json.dumps(choice.messages, sort_keys=True),)
+        if asked not in known:
+            known[asked] = len(prompt_rows)
+            told = {"asked_by": choice.asked_by, "split": choice.split or split}
+            prompt_rows.append({"messages": choice.messages, "source": source, **told})
+        prompt, places = known[asked], list[int]()
+        for answer in choice.answers:
+            key: tuple[Any, ...] = (prompt, answer["text"], answer["model"], answer.get("seed"))
+            while key in known and known[key] in places:  # the same text twice in one comparison is two answers
+                key = (*key, None)
+            if key not in known:
+                known[key] = len(answer_rows)
+                answer_rows.append({"prompt_id": prompt, "seed": None, "sampling": {}, **answer})
+            places.append(known[key])
+        placed.append((prompt, places))
+    with store.database.writing() as connection:
         if store.has_source(source):
             raise UserError(f"{path}: is in {store.database.shown} already; nothing was added")
-        known: dict[tuple[Any, ...], int] = {}
-        for choice in choices:
-            # Rows that several people wrote on the same prompt and answers go on being about the same ones.
-            asked = (json.dumps(choice.messages, sort_keys=True),)
-            if asked not in known:
-                known[asked] = store.append_prompt(
-                    choice.messages, source=source, asked_by=choice.asked_by, split=choice.split or split
-                )
-            prompt, ids = known[asked], []
-            for answer in choice.answers:
-                told: tuple[Any, ...] = (prompt, answer["text"], answer["model"], answer.get("seed"))
-                while told in known and known[told] in ids:  # the same text twice in one comparison is two answers
-                    told = (*told, None)
-                if told not in known:
-                    known[told] = store.append_answer(prompt, **answer)
-                ids.append(known[told])
-            details = {"criterion": criterion, **choice.details}
-            details["flags"] = {
-                name: [ids[place] for place in flagged] if name in FLAGS else flagged
-                for name, flagged in details.get("flags", {}).items()
-            }
-            details["scores"] = {ids[int(place)]: score for place, score in details.get("scores", {}).items()}
-            ranking = [[ids[place] for place in group] for group in choice.ranking]
-            store.append_comparison(prompt, ranking, annotator=choice.annotator, **details)
+        prompt_ids = insert_all(connection, prompts, prompt_rows)
+        for row in answer_rows:
+            row["prompt_id"] = prompt_ids[row["prompt_id"]]
+        answer_ids = insert_all(connection, answers, answer_rows)
+        rows = [
+            {"prompt_id": prompt_ids[prompt], **_row(choice, [answer_ids[place] for place in places], criterion)}
+            for choice, (prompt, places) in zip(choices, placed, strict=True)
+        ]
+        insert_all(connection, comparisons, rows)
     return Counts(len(choices), left_out)
 
 
-def export_choices(comparisons: Sequence[Comparison], path: Path, form: str) -> Counts:
+def _row(choice: Choice, ids: list[int], criterion: str | None) -> dict[str, Any]:
+    details = {"criterion": criterion, **choice.details}
+    details["flags"] = {
+        name: [ids[place] for place in flagged] if name in FLAGS else flagged
+        for name, flagged in details.get("flags", {}).items()
+    }
+    details["scores"] = {ids[int(place)]: score for place, score in details.get("scores", {}).items()}
+    return comparison_row([[ids[place] for place in group] for group in choice.ranking], choice.annotator, **details)
+
+
+def export_choices(choices: Sequence[Comparison], path: Path, form: str) -> Counts:
     """Write choices to a file that appears whole or not at all; "hh" and "dpo" hold each strict pair of a ranking."""
     if form not in WRITERS:
         raise UserError(f"form {form!r}: unknown; choose {', '.join(READERS)}")
     left_out: Counter[str] = Counter()
-    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in WRITERS[form](comparisons, left_out)]
+    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in WRITERS[form](choices, left_out)]
     if not rows:
         raise UserError(f"{path}: nothing to export ({_told(left_out)})")
     atomic_write(path, "".join(rows))

@@ -12,12 +12,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from talaria.errors import UserError
-from talaria.feedback.store import FLAGS, MOST_ANSWERS, Comparison
+from talaria.feedback.store import FLAGS, MOST_ANSWERS, Comparison, Verdict
 from talaria.tokens.chat import check_messages
 
 Message = dict[str, Any]
@@ -250,39 +251,49 @@ def _reply(node: dict[str, Any], text: str, role: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- our own
 
 
+class _Answer(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    text: str
+    model: str = "unknown"
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    sampling: dict[str, Any] = {}
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    answers: list[_Answer]
+    ranking: list[list[int]]
+    annotator: str = "unknown"
+    seconds: float | None = None
+    flags: dict[str, Any] = {}
+    verdict: Verdict = "ranked"
+    scores: dict[Annotated[str, Field(pattern="^[0-9]{1,3}$")], int] = {}
+    comment: str | None = None
+    criterion: str | None = None
+    created_at: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    asked_by: str | None = None
+    split: str | None = None
+
+
 def _read_own(row: dict[str, Any], place: str) -> Iterator[Choice | str]:
     check_messages(row.get("messages") or (), f"{place}: messages", with_tools=True)
-    answers, ranking = row.get("answers"), row.get("ranking")
-    if not isinstance(answers, list) or not all(
-        isinstance(a, dict) and isinstance(a.get("text"), str) for a in answers
-    ):
-        raise UserError(f'{place}: answers: write a list of {{"text": ..., "model": ...}}')
-    ranked = ranking if isinstance(ranking, list) and all(isinstance(group, list) for group in ranking) else None
-    if ranked is None or not {index for group in ranked for index in group} <= set(range(len(answers))):
-        raise UserError(f"{place}: ranking: write groups of places in answers, best first, e.g. [[1], [0, 2]]")
-    names = ("seconds", "flags", "verdict", "scores", "comment", "criterion", "created_at")
-    details = {name: row[name] for name in names if row.get(name) is not None}
-    if "created_at" in details:
-        try:
-            details["created_at"] = datetime.fromisoformat(details["created_at"])
-        except (TypeError, ValueError):
-            raise UserError(f"{place}: created_at: write a time as 2026-11-27T08:00:00+00:00") from None
-    kept = [
-        {
-            "model": "unknown",
-            **{key: value for key, value in answer.items() if key in ("text", "model", "seed", "sampling")},
-        }
-        for answer in answers
-    ]
-    yield Choice(
-        row["messages"],
-        kept,
-        ranked,
-        str(row.get("annotator", "unknown")),
-        details,
-        row.get("asked_by"),
-        row.get("split"),
-    )
+    try:
+        told = _Row.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{place}: {where}: {first['msg']}; see docs/feedback.md for a row of this form") from None
+    flagged = [told.flags[name] for name in FLAGS if name in told.flags]
+    if not all(isinstance(places, list) and all(type(one) is int for one in places) for places in flagged):
+        raise UserError(f'{place}: flags: write the places of answers, e.g. {{"harmful": [0]}}')
+    named = {one for group in (*told.ranking, *flagged) for one in group} | set(map(int, told.scores))
+    if not named <= set(range(len(told.answers))):
+        raise UserError(f"{place}: names answer {max(named)} of {len(told.answers)}; places in answers count from 0")
+    answers = [answer.model_dump() for answer in told.answers]
+    details = told.model_dump(exclude={"answers", "ranking", "annotator", "asked_by", "split"}, exclude_unset=True)
+    yield Choice(row["messages"], answers, told.ranking, told.annotator, details, told.asked_by, told.split)
 
 
 def _write_own(comparisons: Iterable[Comparison], _left_out: Counter[str]) -> Iterator[dict[str, Any]]:

@@ -305,12 +305,12 @@ class AnnotationQueue:
         """How many hidden items this annotator will still get: their share of all items, whatever is drawn when.
         A count of what is left without them would stand still whenever one comes, and tell which they are."""
         counted = sa.select(items.c.kind, sa.func.count()).group_by(items.c.kind)
-        n = dict(connection.execute(counted).all())
+        n: dict[str, int] = dict(connection.execute(counted).all())
         share = self.settings.hidden_share
         due = min(n.get("hidden", 0), math.ceil(share / (1 - share) * n.get("ordinary", 0)))
         given = sa.select(sa.func.count()).select_from(assignments).join(items, assignments.c.item_id == items.c.id)
         given = given.where(assignments.c.annotator == annotator, items.c.kind == "hidden")
-        return max(0, due - connection.execute(given).scalar_one())
+        return max(0, due - int(connection.execute(given).scalar_one()))
 
     def _assign(self, connection: sa.Connection, annotator: str, item_id: int) -> Assignment:
         shown = connection.execute(sa.select(items.c.answer_ids).where(items.c.id == item_id)).scalar_one()

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,6 +44,7 @@ __all__ = [
     "FeedbackStore",
     "Rating",
     "Verdict",
+    "comparison_row",
     "standing",
 ]
 
@@ -178,25 +179,9 @@ class FeedbackStore:
         `ranking`: groups of answer ids, best first; ids in one group are tied; empty unless the verdict is "ranked".
         `seconds`: how long the person took. `replaces`: the same person's earlier row, which counts no more.
         """
-        groups = [list(group) for group in ranking]
-        ids = [answer_id for group in groups for answer_id in group]
-        _check_ranking(groups, ids, verdict)
-        _check_scores(scores or {})
-        if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-            raise UserError(f"seconds={seconds}: must be 0 or more")
-        values: dict[str, Any] = {
-            "ranking": groups,
-            "annotator": annotator,
-            "seconds": seconds,
-            "flags": dict(flags or {}),
-            "verdict": verdict,
-            "scores": {str(answer_id): score for answer_id, score in (scores or {}).items()},
-            "comment": comment or None,
-            "criterion": criterion,
-            "replaces": replaces,
-            "assignment_id": assignment_id,
-        }
-        values |= {} if created_at is None else {"created_at": created_at}
+        values = comparison_row(ranking, annotator, seconds, flags, verdict, scores, comment, criterion, created_at)
+        values |= {"replaces": replaces, "assignment_id": assignment_id}
+        ids = [answer_id for group in ranking for answer_id in group]
         with self.database.writing() as connection:
             self._require(connection, prompts, [prompt_id], "prompt")
             self._require(connection, answers, [*ids, *(scores or {})], "answer", prompt_id)
@@ -311,6 +296,36 @@ def standing(judgements: Sequence[Comparison]) -> list[Comparison]:
     """Those that no later row replaces, without the rows that only take one back."""
     replaced = {judgement.replaces for judgement in judgements}
     return [row for row in judgements if row.id not in replaced and row.verdict != "withdrawn"]
+
+
+def comparison_row(
+    ranking: Sequence[Sequence[int]],
+    annotator: str,
+    seconds: float | None = None,
+    flags: Mapping[str, Any] | None = None,
+    verdict: Verdict = "ranked",
+    scores: Mapping[int, int] | None = None,
+    comment: str | None = None,
+    criterion: str | None = None,
+    created_at: datetime | None = None,
+) -> dict[str, Any]:
+    """A row of the comparisons' table, but for its prompt; raises UserError for what makes no sense."""
+    groups = [list(group) for group in ranking]
+    _check_ranking(groups, [answer_id for group in groups for answer_id in group], verdict)
+    _check_scores(scores or {})
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise UserError(f"seconds={seconds}: must be 0 or more")
+    return {
+        "ranking": groups,
+        "annotator": annotator,
+        "seconds": seconds,
+        "flags": dict(flags or {}),
+        "verdict": verdict,
+        "scores": {str(answer_id): score for answer_id, score in (scores or {}).items()},
+        "comment": comment or None,
+        "criterion": criterion,
+        "created_at": created_at or datetime.now(UTC),
+    }
 
 
 def _check_ranking(groups: list[list[int]], ids: list[int], verdict: Verdict) -> None:
