@@ -136,6 +136,14 @@ def test_half_a_judgement_is_refused_and_not_kept(page, queue, body):
     assert queue.store.read_judgements() == []
 
 
+def test_the_page_is_open_and_confined_and_says_nothing(page, queue):
+    response = Server(page.app, None).call("GET", "/")
+    assert response.status_code == 200 and "page/annotate.js" in response.text
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert "unsafe" not in response.headers["content-security-policy"]
+    assert Server(page.app, None).call("GET", "/v1/models").status_code == 401
+
+
 def test_the_test_comes_before_talking(page, queue):
     add(queue, 1, "qualification")
     assert call(page, "next")["test"] == "open"
