@@ -45,7 +45,7 @@ format: setup-dev
 test: setup-dev
 	$(BIN)/pytest -m 'not services'
 
-# Needs Debian's chromium: apt-get install chromium
+# Needs Debian's chromium and PostgreSQL: apt-get install chromium postgresql
 test-services: setup-dev
 	$(BIN)/pytest -m services
 

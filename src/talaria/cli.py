@@ -25,6 +25,11 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Keys of the served API: add, list, revoke.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys_app, name="keys")
 
+feedback_app = typer.Typer(
+    help="People's choices: import, export, report.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(feedback_app, name="feedback")
+
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe: a TOML file.", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="table.key=value, e.g. run.name=mine", metavar="KEY=VALUE")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/laptop.", metavar="RUN")]
@@ -33,6 +38,9 @@ Force = Annotated[bool, typer.Option("--force", help="Run this stage again even 
 KeysFile = Annotated[Path, typer.Option("--keys", help="File with the hashes of keys.", metavar="FILE")]
 KeyName = Annotated[str, typer.Argument(help="Whom the key is for.", metavar="NAME")]
 DEFAULT_KEYS = Path("talaria-keys.json")
+StoreOption = Annotated[str, typer.Option(help="SQLite file, or database URL.", metavar="STORE")]
+FormOption = Annotated[str, typer.Option("--form", help="hh, oasst, dpo or jsonl (our own).")]
+DEFAULT_STORE = "talaria-feedback.db"
 
 
 @app.command()
@@ -321,6 +329,102 @@ def serve(
 
     given = [f"host={json.dumps(host)}", f"port={port}", f"log_prompts={json.dumps(log_prompts)}"]
     start_server(models, None if no_keys else keys, [*given, *(limits or [])])
+
+
+@app.command()
+def annotate(
+    models: Annotated[
+        list[str], typer.Argument(help="Whose answers are compared; NAME=PATH names one.", metavar="RUN ...")
+    ],
+    prompts: Annotated[Path | None, typer.Option(help="Prompts (JSONL) that the models answer first.")] = None,
+    qualification: Annotated[Path | None, typer.Option(help="Items with known rankings: the test.")] = None,
+    hidden: Annotated[Path | None, typer.Option(help="Items with known rankings, mixed in unseen.")] = None,
+    guidelines: Annotated[Path | None, typer.Option(help="Markdown; else guidelines.md in RUN.")] = None,
+    store: Annotated[str | None, typer.Option(help="SQLite file or database URL; else RUN/feedback.db.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8001,
+    keys: KeysFile = DEFAULT_KEYS,
+    no_keys: Annotated[bool, typer.Option("--no-keys", help="One annotator, on this machine, without a key.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="E.g. queue.annotators_per_item=2, collect.answers=4.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Serve the page on which people compare answers; each annotator has a key."""
+    from talaria.commands import annotate as start_page
+
+    files = {"prompts": prompts, "qualification": qualification, "hidden": hidden, "guidelines": guidelines}
+    start_page(models, store, None if no_keys else keys, files, settings or [], host, port)
+
+
+@app.command()
+def prompts(
+    files: Annotated[list[Path], typer.Argument(help="Files of prompts, prompt logs, or runs.", metavar="FILE ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSONL file to write.")] = Path("prompts.jsonl"),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="E.g. per_user=50, prefix_characters=200.", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Gather prompts to be answered: duplicates out, few of each user, personal data masked, split by user."""
+    from talaria.commands import gather_prompts
+
+    gather_prompts(files, output, settings or [])
+
+
+@app.command()
+def selfinstruct(
+    url: Annotated[str, typer.Argument(help="An OpenAI-compatible address, e.g. http://127.0.0.1:8000/v1.")],
+    seeds: Annotated[Path, typer.Argument(help="Seed tasks (JSONL).", metavar="SEEDS")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    key_variable: Annotated[str | None, typer.Option(help="Environment variable that holds the key.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="E.g. instructions=1000, max_requests=500.", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Make an SFT set from seed tasks with a model behind a URL; go on where it was stopped."""
+    from talaria.commands import self_instruct
+
+    self_instruct(url, model, seeds, output, key_variable, settings or [])
+
+
+@feedback_app.command("import")
+def import_feedback(
+    files: Annotated[list[Path], typer.Argument(help="JSONL or JSON, plain or .gz/.zst.", metavar="FILE ...")],
+    store: StoreOption = DEFAULT_STORE,
+    form: FormOption = "jsonl",
+    criterion: Annotated[str | None, typer.Option(help="What the choices are about, e.g. harmless.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
+) -> None:
+    """Put choices of other projects into a feedback store."""
+    from talaria.commands import import_feedback as read_in
+
+    read_in(files, store, form, criterion, split)
+
+
+@feedback_app.command("export")
+def export_feedback(
+    output: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE")],
+    store: StoreOption = DEFAULT_STORE,
+    form: FormOption = "jsonl",
+) -> None:
+    """Write the choices that stand, for other programs."""
+    from talaria.commands import export_feedback as write_out
+
+    write_out(output, store, form)
+
+
+@feedback_app.command("report")
+def report_feedback(
+    store: StoreOption = DEFAULT_STORE,
+    held_out: Annotated[list[str] | None, typer.Option(help="An annotator to set apart; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Who judged how much, how fast and how well, and how far annotators agree."""
+    from talaria.commands import report_feedback as tell
+
+    tell(store, held_out or [], seed, as_json)
 
 
 @keys_app.command("add")

@@ -210,7 +210,7 @@ def _comparisons(settings: ComparisonStage, at: Path) -> Stage:
     model = at / "sft" / "model"
 
     def work(folder: Path) -> None:
-        from talaria.feedback.collect import collect_comparisons
+        from talaria.feedback.comparisons import collect_comparisons
         from talaria.infer.load import load
 
         batch = settings.comparisons.batch_size

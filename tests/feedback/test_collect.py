@@ -1,4 +1,4 @@
-"""The comparisons stage: what is stored is what labelers chose, and nobody compared the policy's prompts."""
+"""Filling the queue: answers whose seed makes them again, nothing asked twice, and what cannot be compared left out."""
 
 from __future__ import annotations
 
@@ -6,50 +6,69 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_alignment import tiny_policy, tiny_tokenizer
+from serve.tiny_server import tiny_engine
 
-from talaria.feedback.collect import collect_comparisons
-from talaria.feedback.settings import ComparisonSettings
+from talaria.errors import UserError
+from talaria.feedback.collect import add_known_items, answer_prompts
+from talaria.feedback.prompts import Prompt
+from talaria.feedback.queue import AnnotationQueue
+from talaria.feedback.settings import CollectSettings
 from talaria.feedback.store import FeedbackStore
-from talaria.infer.engine import Engine
-from talaria.world.labelers import judge
-from talaria.world.settings import WorldSettings
 
-WORLD = WorldSettings(entities=60)
-SETTINGS = ComparisonSettings(prompts=60, policy_prompts=40, answers=3, max_tokens=32, labelers=3, second_opinions=0.5)
+SETTINGS = CollectSettings(answers=3, max_tokens=8, seed=5)
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("comparisons")
-    (folder / "feedback.db").write_text("of a try that was killed")
-    tokenizer = tiny_tokenizer()
-    engine = Engine(tiny_policy(tokenizer, context=256), tokenizer)
-    collect_comparisons(SETTINGS, WORLD, engine, "sft", 3, folder)
-    return folder
+@pytest.fixture
+def queue(tmp_path: Path) -> AnnotationQueue:
+    return AnnotationQueue(FeedbackStore(tmp_path / "feedback.db"))
 
 
-def items(path: Path) -> dict[str, dict]:
-    return {row["messages"][0]["content"]: row for row in map(json.loads, path.read_text().splitlines())}
+def prompts(*texts: str) -> list[Prompt]:
+    return [Prompt([{"role": "user", "content": text}], user="u", split="train") for text in texts]
 
 
-def test_labelers_agree_with_the_judge_in_about_the_stated_share(stage: Path) -> None:
-    compared = items(stage / "items.jsonl")
-    comparisons = FeedbackStore(stage / "feedback.db").read_comparisons()
-    decided = agreed = 0
-    for comparison in comparisons:
-        texts = [answer.text for group in comparison.ranking for answer in group]
-        assert len(texts) == 2 and len(set(texts)) == 2
-        choice = judge(compared[comparison.messages[0]["content"]], *texts)
-        if choice:
-            decided, agreed = decided + 1, agreed + (choice == 1 and len(comparison.ranking) == 2)
-    assert decided > 30
-    assert abs(agreed / decided - 0.836) < 4 * (0.836 * 0.164 / decided) ** 0.5
-    assert {comparison.flags["objective"] for comparison in comparisons} <= {"helpful", "harmless"}
+def test_answers_of_all_models_are_kept_with_a_seed_that_makes_them_again(queue):
+    engines = {"first": tiny_engine(0), "second": tiny_engine(1)}
+    counts = answer_prompts(queue, engines, prompts("hello", "world"), "p", SETTINGS)
+    assert counts["to be compared"] == 2
+    given = queue.next("ann")
+    queue.judge("ann", given.id, ranking=[[0], [1], [2]])
+    [choice] = queue.store.read_comparisons()
+    answers = [group[0] for group in choice.ranking]
+    assert sorted(answer.model for answer in answers) == ["first", "first", "second"]
+    assert (choice.source, choice.asked_by, choice.split) == ("p", "u", "train")
+    for answer in answers:
+        again = engines[answer.model].chat(choice.messages, seed=answer.seed, **answer.sampling)
+        assert again.text == answer.text
 
 
-def test_the_policys_prompts_were_never_compared(stage: Path) -> None:
-    compared, for_policy = items(stage / "items.jsonl"), items(stage / "policy_prompts.jsonl")
-    assert len(compared) == 60 and len(for_policy) == 40 and not set(compared) & set(for_policy)
-    summary = json.loads((stage / "comparisons.json").read_text())
-    assert summary["prompts"] == 60 and summary["answers"] == 180 and summary["preference_version"] == "1"
+def test_started_again_only_what_is_new_is_answered(queue):
+    engines = {"m": tiny_engine()}
+    answer_prompts(queue, engines, prompts("hello"), "p", SETTINGS)
+    counts = answer_prompts(queue, engines, prompts("hello", "world"), "p", SETTINGS)
+    assert (counts["answered before"], counts["to be compared"]) == (1, 1)
+    assert queue.progress("ann").left == 2
+
+
+def test_equal_answers_and_prompts_without_room_give_nothing_to_compare(queue):
+    greedy = CollectSettings(answers=2, max_tokens=4, temperature=1e-6)
+    counts = answer_prompts(queue, {"m": tiny_engine(context=64)}, prompts("hello", "x" * 500), "p", greedy)
+    assert (counts["answers all equal"], counts["too long for a model's context"]) == (1, 1)
+    assert queue.progress("ann").left == 0
+
+
+def test_known_items_come_in_once_with_their_right_order(queue, tmp_path):
+    row = {
+        "messages": [{"role": "user", "content": "2 + 2?"}],
+        "answers": [{"text": "5"}, {"text": "4"}],
+        "ranking": [[1], [0]],
+    }
+    (tmp_path / "known.jsonl").write_text(json.dumps(row) + "\n")
+    assert add_known_items(queue, tmp_path / "known.jsonl", "qualification") == 1
+    assert add_known_items(queue, tmp_path / "known.jsonl", "qualification") == 0
+    given = queue.next("ann")
+    queue.judge("ann", given.id, ranking=[[given.texts.index("4")], [given.texts.index("5")]])
+    assert queue.progress("ann").test == "passed"
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no ranking"):
+        add_known_items(queue, tmp_path / "none.jsonl", "hidden")

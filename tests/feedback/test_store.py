@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from talaria.errors import UserError
+from talaria.feedback.queue import AnnotationQueue
 from talaria.feedback.store import FeedbackStore
 
 MESSAGES = [{"role": "user", "content": "你好 🙂"}]
@@ -93,17 +94,120 @@ def test_thumbs_come_back_in_order_with_their_answer(tmp_path):
         store.append_rating(answer, 2, annotator="ann")
 
 
-def test_a_store_of_version_1_keeps_its_rows_and_takes_thumbs(tmp_path):
+VERSION_1 = """
+CREATE TABLE talaria_schema (version INTEGER NOT NULL, PRIMARY KEY (version));
+CREATE TABLE prompts (id INTEGER NOT NULL, messages JSON NOT NULL, source TEXT,
+  created_at DATETIME NOT NULL, PRIMARY KEY (id));
+CREATE TABLE answers (id INTEGER NOT NULL, prompt_id INTEGER NOT NULL, text TEXT NOT NULL, model TEXT NOT NULL,
+  seed BIGINT, sampling JSON NOT NULL, created_at DATETIME NOT NULL, PRIMARY KEY (id),
+  FOREIGN KEY(prompt_id) REFERENCES prompts (id));
+CREATE INDEX ix_answers_prompt_id ON answers (prompt_id);
+CREATE TABLE comparisons (id INTEGER NOT NULL, prompt_id INTEGER NOT NULL, ranking JSON NOT NULL, annotator TEXT
+  NOT NULL, seconds FLOAT, flags JSON NOT NULL, created_at DATETIME NOT NULL, PRIMARY KEY (id),
+  FOREIGN KEY(prompt_id) REFERENCES prompts (id));
+CREATE INDEX ix_comparisons_prompt_id ON comparisons (prompt_id);
+INSERT INTO talaria_schema VALUES (1);
+INSERT INTO prompts VALUES (1, '[{"role": "user", "content": "Hi"}]', NULL, '2026-11-01 10:00:00.000000');
+INSERT INTO answers VALUES (1, 1, 'a', 'm', NULL, '{}', '2026-11-01 10:00:00.000000');
+INSERT INTO answers VALUES (2, 1, 'b', 'm', NULL, '{}', '2026-11-01 10:00:00.000000');
+INSERT INTO comparisons VALUES (1, 1, '[[2], [1]]', 'ann', 3.5, '{}', '2026-11-01 10:00:00.000000');
+"""
+RATINGS = """
+CREATE TABLE ratings (id INTEGER NOT NULL, answer_id INTEGER NOT NULL, rating INTEGER NOT NULL, annotator TEXT NOT NULL,
+  created_at DATETIME NOT NULL, PRIMARY KEY (id), FOREIGN KEY(answer_id) REFERENCES answers (id));
+CREATE INDEX ix_ratings_answer_id ON ratings (answer_id);
+INSERT INTO ratings VALUES (1, 2, 1, 'ann', '2026-11-02 10:00:00.000000');
+UPDATE talaria_schema SET version = 2;
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_an_older_version_keeps_its_rows_and_takes_all_that_is_new(tmp_path, version):
     path = tmp_path / "feedback.db"
-    write_choices(str(path), "ann", 2)
     with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE ratings")
-        connection.execute("UPDATE talaria_schema SET version = 1")
+        connection.executescript(VERSION_1 + (RATINGS if version == 2 else ""))
     store = FeedbackStore(path)
-    choice = store.read_comparisons()[1]
-    store.append_rating(choice.ranking[0][0].id, 1, annotator="ann")
-    assert len(FeedbackStore(path).read_comparisons()) == 2
-    assert [rating.answer.text for rating in FeedbackStore(path).read_ratings()] == ["a"]
+    [choice] = store.read_comparisons()
+    assert [[answer.text for answer in group] for group in choice.ranking] == [["b"], ["a"]]
+    assert (choice.seconds, choice.verdict, choice.scores, choice.replaces) == (3.5, "ranked", {}, None)
+    assert len(store.read_ratings()) == version - 1
+    store.append_rating(1, 1, annotator="ann")
+    store.append_comparison(
+        1, [[1], [2]], annotator="ann", replaces=1, scores={1: 7}, comment="better", criterion="helpful"
+    )
+    AnnotationQueue(store).add_item(1, [1, 2])
+    store.close()
+    [choice] = FeedbackStore(path).read_comparisons()
+    assert (choice.scores, choice.comment, choice.criterion, choice.replaces) == ({1: 7}, "better", "helpful", 1)
+    assert [rating.answer.text for rating in FeedbackStore(path).read_ratings()] == ["b", "a"][2 - version :]
+    with sqlite3.connect(path) as upgraded, sqlite3.connect(tmp_path / "new.db") as new:
+        FeedbackStore(tmp_path / "new.db")
+        for table in ("prompts", "answers", "comparisons", "ratings", "items", "assignments"):
+            assert _columns(upgraded, table) == _columns(new, table)
+            assert _indexes(upgraded, table) == _indexes(new, table)
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[object, ...]]:
+    return [row[1:] for row in connection.execute(f"PRAGMA table_info({table})")]
+
+
+def _indexes(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA index_list({table})")}
+
+
+def test_a_correction_replaces_and_nothing_is_lost_of_what_it_replaced(tmp_path):
+    store = FeedbackStore(tmp_path / "feedback.db")
+    prompt = store.append_prompt(MESSAGES, asked_by="user 1", split="train")
+    a, b = (store.append_answer(prompt, text, model="m") for text in "ab")
+    first = store.append_comparison(prompt, [[a], [b]], annotator="ann")
+    second = store.append_comparison(prompt, [[b], [a]], annotator="ann", replaces=first)
+    store.append_comparison(prompt, [], annotator="bob", verdict="skipped", comment="cannot tell")
+    other = store.append_comparison(prompt, [[a, b]], annotator="bob")
+    assert [choice.id for choice in store.read_comparisons()] == [second, other]
+    store.append_comparison(prompt, [], annotator="ann", verdict="withdrawn", replaces=second)
+    assert [choice.id for choice in store.read_comparisons()] == [other]
+    assert len(store.read_judgements()) == 5
+    assert (store.read_comparisons()[0].asked_by, store.read_comparisons()[0].split) == ("user 1", "train")
+    for replaced, name, told in (
+        (first, "ann", "was replaced already"),
+        (other, "ann", "one's own only"),
+        (99, "ann", "no row of"),
+    ):
+        with pytest.raises(UserError, match=told):
+            store.append_comparison(prompt, [[a], [b]], annotator=name, replaces=replaced)
+
+
+@pytest.mark.parametrize("score", [0, 8, 3.5, True, "7"])
+def test_scores_outside_1_to_7_are_refused(tmp_path, score):
+    store = FeedbackStore(tmp_path / "feedback.db")
+    prompt = store.append_prompt(MESSAGES)
+    a, b = (store.append_answer(prompt, text, model="m") for text in "ab")
+    with pytest.raises(UserError, match="from 1 \\(worst\\) to 7"):
+        store.append_comparison(prompt, [[a], [b]], annotator="ann", scores={a: score})
+    assert store.read_judgements() == []
+
+
+def test_rankings_hold_two_to_nine_answers(tmp_path):
+    store = FeedbackStore(tmp_path / "feedback.db")
+    prompt = store.append_prompt(MESSAGES)
+    ids = [store.append_answer(prompt, str(n), model="m") for n in range(10)]
+    store.append_comparison(prompt, [[id] for id in ids[:9]], annotator="ann")
+    with pytest.raises(UserError, match="9 at most"):
+        store.append_comparison(prompt, [[id] for id in ids], annotator="ann")
+    with pytest.raises(UserError, match="leave the ranking empty"):
+        store.append_comparison(prompt, [[ids[0]], [ids[1]]], annotator="ann", verdict="skipped")
+
+
+def test_what_is_appended_together_is_there_whole_or_not_at_all(tmp_path):
+    store = FeedbackStore(tmp_path / "feedback.db")
+    with pytest.raises(UserError, match="no prompt 99"), store.together():
+        store.append_prompt(MESSAGES, source="half")
+        store.append_answer(99, "x", model="m")
+    assert not store.has_source("half")
+    with store.together():
+        store.append_prompt(MESSAGES, source="whole")
+        assert store.has_source("whole")
+    assert store.has_source("whole")
 
 
 def test_another_schema_or_another_file_is_refused(tmp_path):

@@ -62,9 +62,10 @@ def test_nothing_but_the_pages_files_is_reached_below_page(server, path):
     assert told[0]["status"] == 404
 
 
-def test_the_page_names_only_its_own_files_and_runs_nothing_inline():
+@pytest.mark.parametrize("name", ["index.html", "annotate.html"])
+def test_the_page_names_only_its_own_files_and_runs_nothing_inline(name):
     page = resources.files("talaria.serve") / "page"
-    html = (page / "index.html").read_text(encoding="utf-8")
+    html = (page / name).read_text(encoding="utf-8")
     places = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert places and {place.removeprefix("page/") for place in places} <= set(FILES)
     assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", html)

@@ -68,9 +68,10 @@ class Browser:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]  # type: ignore[no-any-return]
 
-    def open(self, address: str, width: int = 1200, height: int = 800) -> Page:
-        """A new tab."""
-        target = self.command("Target.createTarget", url="about:blank")["targetId"]
+    def open(self, address: str, width: int = 1200, height: int = 800, private: bool = False) -> Page:
+        """A new tab; a private one has a storage of its own, as another person's browser has."""
+        own = {"browserContextId": self.command("Target.createBrowserContext")["browserContextId"]} if private else {}
+        target = self.command("Target.createTarget", url="about:blank", **own)["targetId"]
         session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session, target)
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -176,9 +177,11 @@ class Page:
         self.command("Input.insertText", text=text)
 
     def press(self, key: str, shift: bool = False) -> None:
-        codes = {"Enter": 13, "Escape": 27, "Tab": 9}
+        codes = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "ArrowLeft": 37, "ArrowRight": 39}
         text = {"text": "\r"} if key == "Enter" else {}
-        pressed = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key], "modifiers": 8 if shift else 0}
+        code = f"Digit{key}" if key.isdecimal() else f"Key{key.upper()}" if len(key) == 1 else key
+        number = codes.get(key, ord(key.upper()[0]))
+        pressed = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": 8 if shift else 0}
         self.command("Input.dispatchKeyEvent", type="keyDown", **pressed, **text)
         self.command("Input.dispatchKeyEvent", type="keyUp", **pressed)
 

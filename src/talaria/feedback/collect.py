@@ -1,111 +1,93 @@
-"""The [comparisons] stage: the model answers prompts of the world, simulated labelers compare the answers.
+"""Fills the annotation queue: prompts in, answers of the models and items to compare out.
 
-In: a model, the world's settings. Out, below the stage's folder: feedback.db (a `FeedbackStore`), policy_prompts.jsonl
-(items that nobody has compared, for the policy), items.jsonl (the items of the compared prompts, so that the judge can
-be asked) and comparisons.json (what the pool of answers holds, and how far labelers agree).
+    answer_prompts(queue, {"sft": engine}, read_prompts(Path("prompts.jsonl")), "prompts.jsonl", CollectSettings())
+    add_known_items(queue, Path("known.jsonl"), "qualification")
+
+Both may be called again, after a kill too: what is there already is left as it is.
 """
 
 from __future__ import annotations
 
 import json
-import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from talaria.errors import UsageError
-from talaria.feedback.settings import ComparisonSettings
-from talaria.feedback.store import FeedbackStore
-from talaria.infer.contract import Completion
+from talaria.errors import UserError
+from talaria.feedback.exchange import read_choices
+from talaria.feedback.prompts import Prompt
+from talaria.feedback.queue import AnnotationQueue, Kind
+from talaria.feedback.schema import prompts, sa
+from talaria.feedback.settings import CollectSettings
+from talaria.infer.contract import row_seed
 from talaria.infer.engine import Engine
-from talaria.report.results import wilson_interval
-from talaria.run import atomic_write, to_json
-from talaria.world.labelers import PREFERENCE_VERSION, Labeler, is_good, judge
-from talaria.world.practice import practice_items
-from talaria.world.settings import WorldSettings
+from talaria.run import sha256
 
-DATABASE = "feedback.db"
+_AT_ONCE = 16
 
 
-def collect_comparisons(
-    settings: ComparisonSettings, world: WorldSettings, engine: Engine, model: str, seed: int, folder: Path
-) -> None:
-    """Write the stage's four files below `folder`; `model` names the engine's model in the store. A killed try is made
-    anew: rows of a store carry the time of their writing, so it cannot be resumed bit for bit."""
-    for leftover in folder.glob(f"{DATABASE}*"):
-        leftover.unlink()
-    try:
-        items = practice_items(world, settings.prompts + settings.policy_prompts, seed)
-    except ValueError as error:
-        raise UsageError(f"[comparisons]: {error}; ask for fewer prompts, or a larger world") from None
-    compared, for_policy = items[: settings.prompts], items[settings.prompts :]
-    answers = engine.generate(
-        [engine.chat_prompt(item["messages"]) for item in compared],
-        n=settings.answers,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        seed=seed,
-    )
-    pools = [_pool(answers[i : i + settings.answers]) for i in range(0, len(answers), settings.answers)]
-    store = FeedbackStore(folder / DATABASE)
-    agreed, asked_twice = 0, 0
-    draw = random.Random(seed)
-    people = [Labeler(f"labeler-{number}", seed) for number in range(settings.labelers)]
-    for number, (item, texts) in enumerate(zip(compared, pools, strict=True)):
-        if len(texts) < 2:
-            continue
-        prompt = store.append_prompt(item["messages"], source=item["id"])
-        sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-        ids = [store.append_answer(prompt, text, model=model, seed=seed, sampling=sampling) for text in texts]
-        asked = draw.sample(people, 2 if len(people) > 1 and draw.random() < settings.second_opinions else 1)
-        choices = [labeler.compare(item, number, texts) for labeler in asked]
-        for labeler, pairs in zip(asked, choices, strict=True):
-            for i, j, choice in pairs:
-                ranking = [[ids[i], ids[j]]] if choice == 0 else [[ids[i]], [ids[j]]][::choice]
-                store.append_comparison(prompt, ranking, annotator=labeler.name, flags={"objective": objective(item)})
-        if len(choices) == 2:
-            for (i, j, first), (_, _, second) in zip(*choices, strict=True):
-                if judge(item, texts[i], texts[j]):
-                    asked_twice, agreed = asked_twice + 1, agreed + (first == second)
-    store.close()
-    _write_rows(folder / "items.jsonl", compared)
-    _write_rows(folder / "policy_prompts.jsonl", for_policy)
-    summary = _pool_summary(compared, answers, pools, settings.answers) | {
-        "preference_version": PREFERENCE_VERSION,
-        "model": model,
-        "agreement": agreed / asked_twice if asked_twice else None,
-        "agreement_interval": wilson_interval(agreed, asked_twice) if asked_twice else None,
-        "pairs_asked_twice": asked_twice,
-    }
-    atomic_write(folder / "comparisons.json", to_json(summary))
+def answer_prompts(
+    queue: AnnotationQueue,
+    engines: Mapping[str, Engine],
+    asked: Sequence[Prompt],
+    source: str,
+    settings: CollectSettings,
+    told: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, int]:
+    """Have the models answer each prompt and put the answers up for comparison; counts what became of the prompts.
+
+    Answer j is by model j modulo their number, with a seed of its own. Equal texts count once; a prompt whose answers
+    are all equal gives nothing to compare, and one that leaves no room in a context is left out. `told` hears of the
+    progress: prompts done, prompts in all.
+    """
+    names, counts = list(engines), Counter[str]()
+    with queue.store.database.reading() as connection:
+        rows = connection.execute(sa.select(prompts.c.messages).where(prompts.c.source == source)).scalars()
+        known = {json.dumps(messages, sort_keys=True) for messages in rows}
+    new = [(index, p) for index, p in enumerate(asked) if json.dumps(p.messages, sort_keys=True) not in known]
+    counts["answered before"] = len(asked) - len(new)
+    n_new = len(new)
+    new = [(index, p) for index, p in new if all(len(e.chat_prompt(p.messages)) < e.context for e in engines.values())]
+    counts["too long for a model's context"] = n_new - len(new)
+    for begin in range(0, len(new), _AT_ONCE):
+        part = new[begin : begin + _AT_ONCE]
+        drawn: list[list[dict[str, Any]]] = [[] for _ in part]
+        for j in range(settings.answers):
+            name = names[j % len(names)]
+            engine = engines[name]
+            seeds = [row_seed(row_seed(settings.seed, index), j) for index, _ in part]
+            sampling: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+            ids = [engine.chat_prompt(prompt.messages) for _, prompt in part]
+            for place, completion in enumerate(engine.generate(ids, seed=seeds, **sampling)):
+                if completion.text.strip() not in {answer["text"].strip() for answer in drawn[place]}:
+                    drawn[place].append(
+                        {"text": completion.text, "model": name, "seed": seeds[place], "sampling": sampling}
+                    )
+        for (_, prompt), answers in zip(part, drawn, strict=True):
+            with queue.store.together():
+                prompt_id = queue.store.append_prompt(
+                    prompt.messages, source=source, asked_by=prompt.user, split=prompt.split
+                )
+                answer_ids = [queue.store.append_answer(prompt_id, **answer) for answer in answers]
+                if len(answer_ids) > 1:
+                    queue.add_item(prompt_id, answer_ids)
+            counts["to be compared" if len(answer_ids) > 1 else "answers all equal"] += 1
+        told(begin + len(part), len(new))
+    return dict(counts)
 
 
-def objective(item: dict[str, Any]) -> str:
-    """What a choice between answers to this item is about."""
-    return "harmless" if item["grader"] == "refusal" else "helpful"
-
-
-def _pool(answers: list[Completion]) -> list[str]:
-    """The different answers that ended, in the order in which they came."""
-    return list(dict.fromkeys(answer.text for answer in answers if answer.finish_reason == "stop"))
-
-
-def _pool_summary(
-    items: list[dict[str, Any]], answers: list[Completion], pools: list[list[str]], n: int
-) -> dict[str, Any]:
-    """Answers must exist before they can be preferred: how many are right and polite, overall and in compared pools."""
-    good = [[is_good(items[i // n], answers[j].text) for j in range(i, i + n)] for i in range(0, len(answers), n)]
-    pools_good = [[is_good(item, text) for text in pool] for item, pool in zip(items, pools, strict=True)]
-    several = [pool for pool in pools_good if len(pool) > 1]
-    return {
-        "prompts": len(items),
-        "answers": len(answers),
-        "answers_cut": sum(answer.finish_reason != "stop" for answer in answers),
-        "right_and_polite": sum(map(sum, good)) / len(answers),
-        "prompts_compared": len(several),
-        "compared_with_a_good_answer": sum(any(pool) for pool in several) / max(1, len(several)),
-        "compared_with_good_and_bad": sum(any(pool) and not all(pool) for pool in several) / max(1, len(several)),
-    }
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def add_known_items(queue: AnnotationQueue, path: Path, kind: Kind) -> int:
+    """Items with known rankings from a file of choices in our own form ("jsonl"); returns how many were new."""
+    choices, left_out = read_choices(path, "jsonl")
+    if not choices:
+        raise UserError(f"{path}: holds no ranking {left_out or ''}; write rows with messages, answers and ranking")
+    source = f"{kind}:{path.name}#{sha256(path)[:16]}"
+    with queue.store.together():
+        if queue.store.has_source(source):
+            return 0
+        for choice in choices:
+            prompt = queue.store.append_prompt(choice.messages, source=source)
+            ids = [queue.store.append_answer(prompt, **answer) for answer in choice.answers]
+            queue.add_item(prompt, ids, kind, known=[[ids[place] for place in group] for group in choice.ranking])
+    return len(choices)

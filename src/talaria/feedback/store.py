@@ -3,73 +3,55 @@
     store = FeedbackStore("feedback.db")                      # SQLite; or postgresql://user@host/name
     prompt = store.append_prompt([{"role": "user", "content": "Hi"}])
     a, b = (store.append_answer(prompt, text, model="sft") for text in ("Hello!", "Yo"))
-    store.append_comparison(prompt, ranking=[[a], [b]], annotator="ann", seconds=4.2)
+    first = store.append_comparison(prompt, ranking=[[a], [b]], annotator="ann", seconds=4.2, scores={a: 6, b: 2})
+    store.append_comparison(prompt, ranking=[[b], [a]], annotator="ann", replaces=first)      # on second thought
     store.append_rating(a, 1, annotator="ann")                # a thumb up
 
-Nothing is changed or deleted: a corrected choice is one more row. Several processes may write at once.
+Nothing is changed or deleted: a corrected choice is one more row that names the row it replaces. Several processes may
+write at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from talaria.errors import UserError
+from talaria.feedback.schema import (
+    SCHEMA_VERSION,
+    Database,
+    answers,
+    assignments,
+    comparisons,
+    in_utc,
+    insert,
+    items,
+    prompts,
+    ratings,
+    sa,
+)
 
-try:
-    import sqlalchemy as sa
-    from sqlalchemy import event
-except ImportError:
-    raise UserError("feedback needs SQLAlchemy; install it with: pip install 'talaria-lm[serve]'") from None
+__all__ = [
+    "FLAGS",
+    "SCHEMA_VERSION",
+    "Answer",
+    "Comparison",
+    "FeedbackStore",
+    "Rating",
+    "Verdict",
+    "comparison_row",
+    "standing",
+]
 
-SCHEMA_VERSION = 2
-BUSY_TIMEOUT_SECONDS = 30
-
-_metadata = sa.MetaData()
-_schema = sa.Table("talaria_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
-_prompts = sa.Table(
-    "prompts",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("messages", sa.JSON, nullable=False),
-    sa.Column("source", sa.Text),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-)
-_answers = sa.Table(
-    "answers",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("prompt_id", sa.ForeignKey("prompts.id"), nullable=False, index=True),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger),
-    sa.Column("sampling", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-)
-_comparisons = sa.Table(
-    "comparisons",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("prompt_id", sa.ForeignKey("prompts.id"), nullable=False, index=True),
-    sa.Column("ranking", sa.JSON, nullable=False),
-    sa.Column("annotator", sa.Text, nullable=False),
-    sa.Column("seconds", sa.Float),
-    sa.Column("flags", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-)
-_ratings = sa.Table(
-    "ratings",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("answer_id", sa.ForeignKey("answers.id"), nullable=False, index=True),
-    sa.Column("rating", sa.Integer, nullable=False),
-    sa.Column("annotator", sa.Text, nullable=False),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-)
+MOST_ANSWERS = 9
+FLAGS = ("unhelpful", "dishonest", "harmful")
+"""What an answer may fail to be (helpful, honest, harmless: Askell et al. 2021); a flag maps to the ids of answers."""
+Verdict = Literal["ranked", "skipped", "withdrawn"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +67,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One person's choice. `ranking` lists groups of answers, best group first; answers in one group are tied."""
+    """One person's choice. `ranking` lists groups of answers, best group first; answers in one group are tied.
+
+    `verdict` "skipped" has no ranking; "withdrawn" takes the row that it replaces back and puts nothing in its place.
+    `scores`: 1 (worst) to 7 by answer id. `criterion`: what was asked for (helpful, harmless); None is overall.
+    """
 
     id: int
     prompt_id: int
@@ -95,6 +81,17 @@ class Comparison:
     seconds: float | None
     flags: dict[str, Any]
     created_at: datetime
+    verdict: Verdict = "ranked"
+    scores: dict[int, int] = field(default_factory=dict)
+    comment: str | None = None
+    criterion: str | None = None
+    replaces: int | None = None
+    assignment_id: int | None = None
+    source: str | None = None
+    asked_by: str | None = None
+    split: str | None = None
+    is_check: bool = False
+    """Of a qualification or hidden item, whose right ranking is known."""
 
 
 @dataclass(frozen=True)
@@ -112,40 +109,39 @@ class Rating:
 
 class FeedbackStore:
     """The database at `location`: a path (SQLite) or a database URL. Made on first use; its schema is checked, and one
-    of version 1 gets the table that version 2 added.
+    of an older version is brought up.
 
-    Raises UserError where the file is no database, or was written under another schema version.
+    Raises UserError where the file is no database, or was written under a schema version that is not known here.
     """
 
     def __init__(self, location: str | Path) -> None:
-        self.location = str(location)
-        is_url = "://" in self.location
-        if not is_url:
-            Path(location).resolve().parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._engine = sa.create_engine(
-                self.location if is_url else sa.URL.create("sqlite", database=self.location)
-            )
-            if self._engine.dialect.name == "sqlite":
-                event.listen(self._engine, "connect", _prepare_sqlite)
-                event.listen(self._engine, "begin", _begin_sqlite)
-            self._writing = self._engine.execution_options(writes=True)
-            self._open_schema()
-        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
-            raise UserError(f"{self._shown}: not a usable database location ({error})") from None
-        except sa.exc.DatabaseError as error:
-            raise UserError(f"{self._shown}: cannot open the feedback database ({error.orig})") from None
+        self.database = Database(location)
+        self.location = self.database.location
 
     def close(self) -> None:
         """Give the connections back."""
-        self._engine.dispose()
+        self.database.close()
 
-    def append_prompt(self, messages: Sequence[Mapping[str, Any]], source: str | None = None) -> int:
-        """Store a conversation that waits for an answer; returns its id."""
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread appends inside is one transaction: all of it is there afterwards, or nothing."""
+        with self.database.writing():
+            yield
+
+    def append_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        source: str | None = None,
+        *,
+        asked_by: str | None = None,
+        split: str | None = None,
+    ) -> int:
+        """Store a conversation that waits for an answer; returns its id. `asked_by`: the user whose prompt it is."""
         if not messages:
             raise UserError("prompt: no messages; give at least one user turn")
-        with self._writing.begin() as connection:
-            return _insert(connection, _prompts, messages=[dict(message) for message in messages], source=source)
+        values = {"source": source, "asked_by": asked_by, "split": split}
+        with self.database.writing() as connection:
+            return insert(connection, prompts, messages=[dict(message) for message in messages], **values)
 
     def append_answer(
         self,
@@ -158,9 +154,9 @@ class FeedbackStore:
     ) -> int:
         """Store an answer to a prompt; returns its id."""
         values = {"text": text, "model": model, "seed": seed, "sampling": dict(sampling or {})}
-        with self._writing.begin() as connection:
-            self._require(connection, _prompts, [prompt_id], "prompt")
-            return _insert(connection, _answers, prompt_id=prompt_id, **values)
+        with self.database.writing() as connection:
+            self._require(connection, prompts, [prompt_id], "prompt")
+            return insert(connection, answers, prompt_id=prompt_id, **values)
 
     def append_comparison(
         self,
@@ -170,36 +166,42 @@ class FeedbackStore:
         annotator: str,
         seconds: float | None = None,
         flags: Mapping[str, Any] | None = None,
+        verdict: Verdict = "ranked",
+        scores: Mapping[int, int] | None = None,
+        comment: str | None = None,
+        criterion: str | None = None,
+        replaces: int | None = None,
+        assignment_id: int | None = None,
+        created_at: datetime | None = None,
     ) -> int:
-        """Store a choice between two or more answers to one prompt; returns its id.
+        """Store a choice between 2 to 9 answers to one prompt; returns its id.
 
-        `ranking`: groups of answer ids, best first; ids in one group are tied. `seconds`: how long the person took.
+        `ranking`: groups of answer ids, best first; ids in one group are tied; empty unless the verdict is "ranked".
+        `seconds`: how long the person took. `replaces`: the same person's earlier row, which counts no more.
         """
-        groups = [list(group) for group in ranking]
-        ids = [answer_id for group in groups for answer_id in group]
-        if len(ids) < 2 or len(set(ids)) < len(ids) or not all(groups):
-            raise UserError(f"ranking {groups}: needs two or more different answers in groups that are not empty")
-        if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-            raise UserError(f"seconds={seconds}: must be 0 or more")
-        values = {"ranking": groups, "annotator": annotator, "seconds": seconds, "flags": dict(flags or {})}
-        with self._writing.begin() as connection:
-            self._require(connection, _prompts, [prompt_id], "prompt")
-            self._require(connection, _answers, ids, "answer", prompt_id)
-            return _insert(connection, _comparisons, prompt_id=prompt_id, **values)
+        values = comparison_row(ranking, annotator, seconds, flags, verdict, scores, comment, criterion, created_at)
+        values |= {"replaces": replaces, "assignment_id": assignment_id}
+        ids = [answer_id for group in ranking for answer_id in group]
+        with self.database.writing() as connection:
+            self._require(connection, prompts, [prompt_id], "prompt")
+            self._require(connection, answers, [*ids, *(scores or {})], "answer", prompt_id)
+            if replaces is not None:
+                self._require_replaceable(connection, replaces, prompt_id, annotator)
+            return insert(connection, comparisons, prompt_id=prompt_id, **values)
 
     def append_rating(self, answer_id: int, rating: int, *, annotator: str) -> int:
         """Store a thumb on one answer, 1 up, -1 down or 0 taken back; returns its id."""
         if rating not in (-1, 0, 1):
             raise UserError(f"rating={rating}: must be 1 (up), -1 (down) or 0 (taken back)")
-        with self._writing.begin() as connection:
-            self._require(connection, _answers, [answer_id], "answer")
-            return _insert(connection, _ratings, answer_id=answer_id, rating=rating, annotator=annotator)
+        with self.database.writing() as connection:
+            self._require(connection, answers, [answer_id], "answer")
+            return insert(connection, ratings, answer_id=answer_id, rating=rating, annotator=annotator)
 
     def read_ratings(self) -> list[Rating]:
         """Every thumb in the order of writing, those that a later one replaced too, with its prompt and answer."""
-        rated = sa.select(_ratings, _answers, _prompts.c.messages).join(_answers, _ratings.c.answer_id == _answers.c.id)
-        rated = rated.join(_prompts, _answers.c.prompt_id == _prompts.c.id).order_by(_ratings.c.id)
-        with self._engine.begin() as connection:
+        rated = sa.select(ratings, answers, prompts.c.messages).join(answers, ratings.c.answer_id == answers.c.id)
+        rated = rated.join(prompts, answers.c.prompt_id == prompts.c.id).order_by(ratings.c.id)
+        with self.database.reading() as connection:
             rows = connection.execute(rated.set_label_style(sa.LABEL_STYLE_TABLENAME_PLUS_COL)).all()
         return [
             Rating(
@@ -210,54 +212,60 @@ class FeedbackStore:
                 ),
                 rating=row.ratings_rating,
                 annotator=row.ratings_annotator,
-                created_at=_in_utc(row.ratings_created_at),
+                created_at=in_utc(row.ratings_created_at),
             )
             for row in rows
         ]
 
     def read_comparisons(self) -> list[Comparison]:
-        """Every choice in the order of writing, with its prompt and answers."""
-        chosen = sa.select(_comparisons, _prompts.c.messages).join(_prompts).order_by(_comparisons.c.id)
-        compared = _answers.c.prompt_id.in_(sa.select(_comparisons.c.prompt_id))
-        with self._engine.begin() as connection:
+        """The choices that stand, in the order of writing, with prompt and answers: no skips, nothing replaced, nothing
+        on items that only check the annotator."""
+        rows = standing(self.read_judgements())
+        return [choice for choice in rows if choice.verdict == "ranked" and not choice.is_check]
+
+    def read_judgements(self) -> list[Comparison]:
+        """Every row that anybody wrote, in order: skips, what was taken back and what was replaced too."""
+        columns = [prompts.c[name] for name in ("messages", "source", "asked_by", "split")]
+        chosen = sa.select(comparisons, *columns, items.c.kind).join(prompts, comparisons.c.prompt_id == prompts.c.id)
+        chosen = chosen.outerjoin(assignments, comparisons.c.assignment_id == assignments.c.id)
+        chosen = chosen.outerjoin(items, assignments.c.item_id == items.c.id).order_by(comparisons.c.id)
+        compared = answers.c.prompt_id.in_(sa.select(comparisons.c.prompt_id))
+        with self.database.reading() as connection:
             rows = connection.execute(chosen).all()
-            answers = {
+            known = {
                 row.id: Answer(row.id, row.text, row.model, row.seed, row.sampling)
-                for row in connection.execute(sa.select(_answers).where(compared))
+                for row in connection.execute(sa.select(answers).where(compared))
             }
         return [
             Comparison(
                 id=row.id,
                 prompt_id=row.prompt_id,
                 messages=row.messages,
-                ranking=[[answers[answer_id] for answer_id in group] for group in row.ranking],
+                ranking=[[known[answer_id] for answer_id in group] for group in row.ranking],
                 annotator=row.annotator,
                 seconds=row.seconds,
                 flags=row.flags,
-                created_at=_in_utc(row.created_at),
+                created_at=in_utc(row.created_at),
+                verdict=row.verdict,
+                scores={int(answer_id): score for answer_id, score in row.scores.items()},
+                comment=row.comment,
+                criterion=row.criterion,
+                replaces=row.replaces,
+                assignment_id=row.assignment_id,
+                source=row.source,
+                asked_by=row.asked_by,
+                split=row.split,
+                is_check=row.kind in ("qualification", "hidden"),
             )
             for row in rows
         ]
 
-    @property
-    def _shown(self) -> str:
-        """The location without a password."""
-        return sa.make_url(self.location).render_as_string() if "://" in self.location else self.location
-
-    def _open_schema(self) -> None:
-        with self._writing.begin() as connection:
-            if not sa.inspect(connection).has_table(_schema.name):
-                _metadata.create_all(connection)
-                connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
-            versions = list(connection.execute(sa.select(_schema.c.version)).scalars())
-            if versions == [1]:
-                _ratings.create(connection)
-                connection.execute(_schema.update().values(version=SCHEMA_VERSION))
-                versions = [SCHEMA_VERSION]
-        if versions != [SCHEMA_VERSION]:
-            raise UserError(
-                f"{self._shown}: feedback schema version {versions}, this program reads {SCHEMA_VERSION}; "
-                "open it with the version of talaria that wrote it, or begin a new file"
+    def has_source(self, source: str) -> bool:
+        """Whether a prompt of this source is there."""
+        with self.database.reading() as connection:
+            return (
+                connection.execute(sa.select(prompts.c.id).where(prompts.c.source == source).limit(1)).first()
+                is not None
             )
 
     def _require(
@@ -269,30 +277,71 @@ class FeedbackStore:
         missing = sorted(set(ids) - set(connection.execute(query).scalars()))
         if missing:
             of_prompt = "" if prompt_id is None else f" to prompt {prompt_id}"
-            raise UserError(f"{self._shown}: no {name} {missing[0]}{of_prompt}; append it first")
+            raise UserError(f"{self.database.shown}: no {name} {missing[0]}{of_prompt}; append it first")
+
+    def _require_replaceable(self, connection: sa.Connection, replaced: int, prompt_id: int, annotator: str) -> None:
+        found = connection.execute(
+            sa.select(comparisons.c.prompt_id, comparisons.c.annotator).where(comparisons.c.id == replaced)
+        ).first()
+        if found is None or tuple(found) != (prompt_id, annotator):
+            raise UserError(
+                f"replaces={replaced}: no row of {annotator!r} on prompt {prompt_id}; replace one's own only"
+            )
+        later = sa.select(comparisons.c.id).where(comparisons.c.replaces == replaced)
+        if connection.execute(later).first() is not None:
+            raise UserError(f"replaces={replaced}: was replaced already; replace the newest row")
 
 
-def _insert(connection: sa.Connection, table: sa.Table, **values: Any) -> int:
-    result = connection.execute(table.insert().values(created_at=datetime.now(UTC), **values))
-    assert result.inserted_primary_key is not None
-    return int(result.inserted_primary_key[0])
+def standing(judgements: Sequence[Comparison]) -> list[Comparison]:
+    """Those that no later row replaces, without the rows that only take one back."""
+    replaced = {judgement.replaces for judgement in judgements}
+    return [row for row in judgements if row.id not in replaced and row.verdict != "withdrawn"]
 
 
-def _in_utc(written: datetime) -> datetime:
-    """SQLite forgets the zone; every row was written in UTC."""
-    return written if written.tzinfo else written.replace(tzinfo=UTC)
+def comparison_row(
+    ranking: Sequence[Sequence[int]],
+    annotator: str,
+    seconds: float | None = None,
+    flags: Mapping[str, Any] | None = None,
+    verdict: Verdict = "ranked",
+    scores: Mapping[int, int] | None = None,
+    comment: str | None = None,
+    criterion: str | None = None,
+    created_at: datetime | None = None,
+) -> dict[str, Any]:
+    """A row of the comparisons' table, but for its prompt; raises UserError for what makes no sense."""
+    groups = [list(group) for group in ranking]
+    _check_ranking(groups, [answer_id for group in groups for answer_id in group], verdict)
+    _check_scores(scores or {})
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise UserError(f"seconds={seconds}: must be 0 or more")
+    return {
+        "ranking": groups,
+        "annotator": annotator,
+        "seconds": seconds,
+        "flags": dict(flags or {}),
+        "verdict": verdict,
+        "scores": {str(answer_id): score for answer_id, score in (scores or {}).items()},
+        "comment": comment or None,
+        "criterion": criterion,
+        "created_at": created_at or datetime.now(UTC),
+    }
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    """Readers beside one writer at a time, and a second writer waits rather than fails."""
-    connection.isolation_level = None  # the driver leaves transactions to `_begin_sqlite`
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
-    connection.execute("PRAGMA foreign_keys = ON")
-    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-        connection.execute("PRAGMA journal_mode = WAL")
+def _check_ranking(groups: list[list[int]], ids: list[int], verdict: Verdict) -> None:
+    if verdict not in get_args(Verdict):
+        raise UserError(f"verdict={verdict!r}: must be one of {', '.join(get_args(Verdict))}")
+    if verdict != "ranked":
+        if groups:
+            raise UserError(f"verdict={verdict!r} with ranking {groups}: leave the ranking empty")
+        return
+    if len(ids) < 2 or len(set(ids)) < len(ids) or not all(groups):
+        raise UserError(f"ranking {groups}: needs two or more different answers in groups that are not empty")
+    if len(ids) > MOST_ANSWERS:
+        raise UserError(f"ranking of {len(ids)} answers: {MOST_ANSWERS} at most; compare fewer at once")
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
-    """A transaction that will write takes the lock at once: one that reads first could find itself outdated."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _check_scores(scores: Mapping[int, int]) -> None:
+    for answer_id, score in scores.items():
+        if isinstance(score, bool) or not isinstance(score, int) or not 1 <= score <= 7:
+            raise UserError(f"score {score!r} of answer {answer_id}: must be a whole number from 1 (worst) to 7 (best)")

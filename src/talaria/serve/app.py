@@ -36,6 +36,7 @@ from talaria.serve.keys import Keyring
 from talaria.serve.limits import Gate, Guard, Refusal
 from talaria.serve.log_probs import Echo
 from talaria.serve.metrics import CONTENT_TYPE, Metrics
+from talaria.serve.prompt_log import log_prompt
 from talaria.serve.replies import CHAT, TEXT, Reply, Shape, while_connected
 from talaria.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from talaria.serve.settings import ServeSettings
@@ -90,7 +91,7 @@ def create_app(
     app = FastAPI(title="Talaria", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.gate = gate
     app.add_middleware(Guard, gate=gate)
-    _answer_errors_as_openai(app)
+    answer_errors_as_openai(app)
     add_page(app)
     add_feedback(app, store, models)
 
@@ -122,6 +123,8 @@ def create_app(
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         model = asked_for(body.model)
         messages, plan = [message.plain() for message in body.messages], plan_tools(model.engine, body)
+        if settings.prompt_log is not None:
+            await asyncio.to_thread(log_prompt, settings.prompt_log, messages, request.scope["talaria.key"])
 
         def encode() -> list[list[int]]:
             engine = model.engine
@@ -300,7 +303,9 @@ def _log(
     logger.info("%s key=%r model=%r prompt_tokens=%d tokens=%d%s", path, key, model.name, n_prompt, n_tokens, words)
 
 
-def _answer_errors_as_openai(app: FastAPI) -> None:
+def answer_errors_as_openai(app: FastAPI) -> None:
+    """Every error becomes OpenAI's error body, with a status that fits."""
+
     @app.exception_handler(Refusal)
     async def refused(_request: Request, refusal: Refusal) -> JSONResponse:
         return refusal.response()

@@ -8,12 +8,17 @@ from __future__ import annotations
 import ipaddress
 import logging
 import math
+import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from types import FrameType
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from talaria.errors import UsageError, UserError
 
@@ -23,13 +28,22 @@ try:
 except ImportError:
     raise UserError("serving needs FastAPI and uvicorn; install them with: pip install 'talaria-lm[serve]'") from None
 
+from talaria.feedback.collect import add_known_items, answer_prompts
+from talaria.feedback.prompts import read_prompts
+from talaria.feedback.queue import AnnotationQueue, Kind
+from talaria.feedback.settings import CollectSettings
 from talaria.feedback.store import FeedbackStore
+from talaria.infer.engine import Engine
 from talaria.infer.load import load
+from talaria.run import atomic_write
+from talaria.serve.annotate import GUIDELINES, create_annotation_app
 from talaria.serve.app import create_app
 from talaria.serve.keys import Keyring
 from talaria.serve.limits import Gate
-from talaria.serve.settings import ServeSettings
+from talaria.serve.prompt_log import open_prompt_log
+from talaria.serve.settings import AnnotateSettings, ServeSettings
 
+KNOWN: tuple[Kind, ...] = ("qualification", "hidden")
 logger = logging.getLogger("talaria.serve")
 
 
@@ -41,12 +55,78 @@ def serve_models(models: Sequence[str], keys: Path | None, settings: ServeSettin
     paths = named_models(models)
     if warning := check_address(settings, with_keys=keys is not None):
         print(f"warning: {warning}", file=sys.stderr)
+    if settings.prompt_log is not None:
+        os.close(open_prompt_log(settings.prompt_log))
+        print(f"every chat is written to {settings.prompt_log}; tell those who use the server", file=sys.stderr)
     keyring = None if keys is None else Keyring(keys)
     listener = bind(settings)  # before the models are read, which takes a while
     store = None if settings.feedback is None else FeedbackStore(settings.feedback)
     app = create_app({name: load(path) for name, path in paths.items()}, keyring, settings, store)
     log_to_stderr()
     run_server(app, listener)
+
+
+def serve_annotation(
+    models: Sequence[str],
+    location: str | None,
+    keys: Path | None,
+    files: Mapping[str, Path | None],
+    settings: AnnotateSettings,
+    limits: ServeSettings,
+) -> None:
+    """Fill the queue of the store at `location`, then serve the annotation page until SIGTERM or Ctrl-C.
+
+    `location` None is feedback.db in the first model's run folder. `files`: "prompts" to be answered, "qualification"
+    and "hidden" items with known rankings, "guidelines"; each may be None. Raises UserError before anything listens.
+    """
+    paths = named_models(models)
+    if warning := check_address(limits, with_keys=keys is not None):
+        print(f"warning: {warning}", file=sys.stderr)
+    keyring = None if keys is None else Keyring(keys)
+    listener = bind(limits)
+    folder = next((path for path in paths.values() if path.is_dir()), Path())
+    queue = AnnotationQueue(FeedbackStore(location or folder / "feedback.db"), settings.queue)
+    for kind in KNOWN:
+        if (file := files.get(kind)) is not None:
+            print(f"{file}: {add_known_items(queue, file, kind)} new {kind} items", file=sys.stderr)
+    engines = {name: load(path) for name, path in paths.items()}
+    if (file := files.get("prompts")) is not None:
+        counts = _answer(queue, engines, file, settings.collect)
+        print(f"{file}: " + ", ".join(f"{n} prompts {what}" for what, n in counts.items()), file=sys.stderr)
+    guidelines = _guidelines(folder, files.get("guidelines"))
+    app = create_annotation_app(queue, keyring, engines, settings, limits, guidelines)
+    log_to_stderr()
+    print(f"annotation page: http://{limits.host}:{listener.getsockname()[1]}/", file=sys.stderr)
+    run_server(app, listener)
+
+
+def _answer(
+    queue: AnnotationQueue, engines: Mapping[str, Engine], file: Path, settings: CollectSettings
+) -> dict[str, int]:
+    asked = read_prompts(file)
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("answering prompts", total=len(asked))
+        return answer_prompts(
+            queue,
+            engines,
+            asked,
+            f"prompts:{file.name}",
+            settings,
+            lambda done, of: bar.update(task, completed=done, total=of),
+        )
+
+
+def _guidelines(folder: Path, given: Path | None) -> dict[str, Path]:
+    """The guidelines by language: the file given for all, else those of the folder, copied there to be edited."""
+    if given is not None:
+        if not given.is_file():
+            raise UserError(f"{given}: no such file; write the guidelines there, or leave --guidelines out")
+        return dict.fromkeys(GUIDELINES, given)
+    for name in GUIDELINES.values():
+        if not (folder / name).exists():
+            atomic_write(folder / name, (resources.files("talaria.serve") / name).read_bytes())
+    return {language: folder / name for language, name in GUIDELINES.items()}
 
 
 def named_models(arguments: Sequence[str]) -> dict[str, Path]:

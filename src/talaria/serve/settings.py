@@ -5,6 +5,14 @@ from __future__ import annotations
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from talaria.config import Settings
+from talaria.feedback.settings import CollectSettings, QueueSettings
+
+
+class AnnotateSettings(Settings):
+    """What annotators are given and how the models answer them."""
+
+    queue: QueueSettings = QueueSettings()
+    collect: CollectSettings = CollectSettings()
 
 
 class ServeSettings(Settings):
@@ -34,5 +42,8 @@ class ServeSettings(Settings):
     stop_seconds: PositiveFloat = 30.0
     """After SIGTERM answers under way have this long to finish."""
     log_prompts: bool = False
+    prompt_log: str | None = None
+    """A file that gets every chat's messages and the name of its key, a JSON line each; `talaria prompts` reads it. Off
+    unless asked for: tell those who use the server."""
     feedback: str | None = "talaria-feedback.db"
     """Where the chat page's thumbs are kept: a path (SQLite) or a database URL; none keeps nothing."""

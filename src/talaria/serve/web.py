@@ -1,4 +1,5 @@
-"""The chat page at `/`: the files of `page/` as they are, each with a policy that lets nothing else run or load.
+"""The chat page or the annotation page at `/`: the files of `page/` as they are, each with a policy that lets
+nothing else run or load.
 
     add_page(app)          # GET / and GET /page/NAME, without a key: they compute nothing and tell nothing
 
@@ -39,8 +40,8 @@ _HEADERS = {
 }
 
 
-def add_page(app: FastAPI) -> None:
-    """Serve the page and its files."""
+def add_page(app: FastAPI, first: str = "index.html") -> None:
+    """Serve the page's files, and the one named `first` at `/`."""
     files = {
         file.name: (file.read_bytes(), _MEDIA_TYPES[f".{file.name.rpartition('.')[2]}"])
         for file in (resources.files("talaria.serve") / "page").iterdir()
@@ -48,7 +49,7 @@ def add_page(app: FastAPI) -> None:
 
     @app.get("/")
     async def index() -> Response:
-        return await page_file("index.html")
+        return await page_file(first)
 
     @app.get(PAGE + "{name:path}")
     async def page_file(name: str) -> Response:

@@ -28,14 +28,18 @@ def read_conversations(path: str | Path) -> list[Conversation]:
     that names file and line (of a JSON array: the record) for what is not a conversation, and for a file without one.
     """
     path = Path(path)
-    rows = _array(path) if kind_of(path) == ".json" else _lines(path)
-    conversations = [_conversation(row, place) for place, row in rows]
+    conversations = [_conversation(row, place) for place, row in read_rows(path)]
     if not conversations:
         raise UserError(f"{path}: holds no conversation; give a file with at least one")
     return conversations
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place (file and line, or record) and value of each row: JSONL, or one JSON array in a .json file, plain or
+    .gz/.zst. Raises UserError that names the place of what is not JSON."""
+    if kind_of(path) == ".json":
+        yield from _array(path)
+        return
     for number, offset, line in read_lines(path):
         if line.strip():
             yield f"{path}:{number}", _parse(decode_line(path, line, offset), f"{path}:{number}")

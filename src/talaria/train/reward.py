@@ -143,7 +143,7 @@ def read_compared(
 
 def _add(prompt: Compared, comparison: Comparison) -> None:
     """Take in all pairs of a ranking; texts that stand in the store more than once are one answer."""
-    prompt.objective = str(comparison.flags.get("objective", prompt.objective))
+    prompt.objective = comparison.criterion or prompt.objective
     ranked: list[tuple[int, int]] = []
     for rank, group in enumerate(comparison.ranking):
         for answer in group:

@@ -40,7 +40,8 @@ function statusOf(error) {
   return { timeout: 504, overloaded: 503 }[error.code] ?? 500;
 }
 
-async function request(path, key, body, signal) {
+// The response of a route; a body is posted as JSON. Raises ServerError.
+export async function request(path, key, body, signal) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const options = { headers, signal, credentials: "omit", cache: "no-store" };
   if (body !== undefined) {

@@ -99,6 +99,67 @@ const WORDS = {
   ],
   errorCut: ["The connection broke before the answer ended; what had come is kept.", "回答结束之前连接中断;已收到的部分已保留。"],
   errorFull: ["The browser's storage is full: this conversation is not kept. Export and delete older ones.", "浏览器存储已满:此对话未被保存。请导出并删除较早的对话。"],
+  // The annotation page.
+  annotateTitle: ["Compare answers", "比较回答"],
+  annotateTabs: ["Kinds of work", "工作类型"],
+  compareTab: ["Compare", "比较"],
+  talkTab: ["Talk", "对话"],
+  talkHere: ["Ask the model something", "向模型提问"],
+  talkNote: [
+    "Write what you like. The answers come side by side; the conversation goes on with the one you find best. Press Talk again for a new one.",
+    "想写什么都可以。回答会并排出现,对话将以你认为最好的回答继续。再次按“对话”可重新开始。",
+  ],
+  testNote: [
+    "Qualification test, {}: please read the guidelines first. Real work begins when you have passed.",
+    "资格测试 {}:请先阅读指南。通过后开始正式工作。",
+  ],
+  askTwo: ["Which answer to the last message is better?", "对最后一条消息,哪个回答更好?"],
+  askMany: ["Put the answers to the last message in order, best first.", "请将对最后一条消息的回答从最好到最差排序。"],
+  answerNumber: ["Answer {}", "回答 {}"],
+  makeBest: ["choose as best", "选为最好"],
+  nextPlace: ["choose as next best", "选为次好"],
+  tieNext: ["choose as tied", "选为并列"],
+  better: ["better", "更好"],
+  worse: ["worse", "较差"],
+  rankAt: ["rank {}", "第 {} 名"],
+  tiedAt: ["tied, rank {}", "并列第 {}"],
+  score: ["Score", "评分"],
+  flag_unhelpful: ["not helpful", "没有帮助"],
+  flag_dishonest: ["not honest", "不诚实"],
+  flag_harmful: ["harmful", "有害"],
+  comment: ["Comment, if the reason is not plain", "评论(理由不明显时填写)"],
+  undo: ["Undo", "撤销"],
+  undoLabel: ["Take the last judgement back and make it anew", "撤回上一个判断并重做"],
+  skip: ["Skip", "跳过"],
+  skipLabel: ["Skip what cannot be judged", "跳过无法判断的题目"],
+  tie: ["Tie", "并列"],
+  tieLabel: ["Tie all that have no rank yet", "尚未排名的回答同样好"],
+  submit: ["Submit", "提交"],
+  kept: ["Kept.", "已保存。"],
+  progress: ["{} done · {} left", "已完成 {} · 剩余 {}"],
+  doneTitle: ["Nothing left to compare", "没有待比较的题目"],
+  doneNote: ["Everything you sent is kept. Thank you.", "你提交的内容都已保存,谢谢。"],
+  failedTitle: ["The test was not passed", "未通过测试"],
+  failedNote: [
+    "Thank you for taking part. Whoever runs this page can tell you more.",
+    "感谢参与。详情请咨询本页面的管理者。",
+  ],
+  lookAgain: ["Look again", "再看一次"],
+  guidelines: ["Guidelines", "指南"],
+  understood: ["Understood", "明白"],
+  keysTitle: ["Keys", "快捷键"],
+  keyPlace: ["Give answer 1 … 9 the next rank, or take it back", "给回答 1 … 9 下一名次,或取消其名次"],
+  keyTieNext: ["Tie the next answer with the last one", "下一个回答与上一个并列"],
+  keyBack: ["Take the last rank back", "取消最后一个名次"],
+  keyFocus: ["Go to another answer, for score and flags", "切换回答,以评分和标记"],
+  keyScore: ["Score that answer, 1 (very bad) to 7", "给该回答评分,1(很差)到 7"],
+  keyFlags: ["Flag it: not helpful, not honest, harmful", "标记:没有帮助、不诚实、有害"],
+  signIn: ["Sign in", "登录"],
+  signedIn: ["Signed in as {}", "已登录:{}"],
+  annotatorKeyWhy: [
+    "Your key tells who you are. Whoever runs this page makes one for you with this command:",
+    "密钥表明你的身份。由运行本页面的人用下面的命令为你创建:",
+  ],
   codeCopyLabel: ["Copy this code", "复制代码"],
   table: ["Table", "表格"],
   code: ["code", "代码"],
@@ -123,6 +184,8 @@ export function words(key, value = "") {
 export function hasWords(key) {
   return key in WORDS;
 }
+
+export const languageIndex = () => language; // 0 English, 1 Chinese
 
 export function switchLanguage() {
   language = 1 - language;
