@@ -16,7 +16,7 @@ from talaria.model.scalar import ScalarModel
 from talaria.model.transformer import Transformer
 from talaria.run import read_metrics, sha256
 from talaria.tokens.batches import Batch
-from talaria.tokens.tokenizer import Tokenizer
+from talaria.tokens.tokenizer import CHAT_TEMPLATE, Tokenizer
 from talaria.train.answers import Answers, answer_log_probs, encode_answer, last_places, pad_answers, score
 from talaria.train.policy_losses import advantages
 from talaria.train.ppo import Told, assess, draw_prompts, ppo, read_prompts, reward_of, sample, update
@@ -91,7 +91,17 @@ def test_reward_model_and_policy_read_the_same_prompt_and_end_whatever_an_answer
     tokenizer: Tokenizer, tmp_path: Path, text: str
 ) -> None:
     """The bug: the answer's first characters merge with the template's last, or the template's own words after the
-    end token are scored."""
+    end token are scored. Published templates write a line end there, and one before the answer."""
+    spoken = tiny_tokenizer()
+    spoken.chat_template = CHAT_TEMPLATE.replace("<|end|>'", "<|end|>\\n'").replace(
+        "<|assistant|>'", "<|assistant|>\\n'"
+    )
+    spoken.chat_template = spoken.chat_template.replace("+ '|>' +", "+ '|>\\n' +")
+    for kind in (tokenizer, spoken):
+        asks_and_ends_alike(kind, tmp_path, text)
+
+
+def asks_and_ends_alike(tokenizer: Tokenizer, tmp_path: Path, text: str) -> None:
     [item] = prompts_of(tokenizer, tmp_path, 1)
     asked, answer = encode_answer(tokenizer, item["messages"], text)
     assert asked == item["ids"]
