@@ -171,7 +171,7 @@ async function judge(verdict) {
     scores: choice.scores,
     flags: choice.flags,
     comment: $("comment").value,
-    seconds: Math.round(10 * (seconds + (since === null ? 0 : (performance.now() - since) / 1000))) / 10,
+    seconds: Math.round(100 * (seconds + (since === null ? 0 : (performance.now() - since) / 1000))) / 100,
   };
   const best = verdict === "ranked" ? choice.groups[0][0] : null;
   const told = await call("judge", body, () => judge(verdict));
@@ -218,11 +218,13 @@ async function say() {
   }
 }
 
+// What is shown stays until the server has told what comes in its place.
 async function switchTo(own) {
+  const told = await call("next", { talk: own }, () => switchTo(own));
+  if (!told) return;
   talking = own;
   item = null;
-  refresh();
-  await load();
+  take(told);
   if (own && !item) $("text").focus();
 }
 
