@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import talaria
 from scipy.stats import chi2
 
 from talaria.errors import UserError
@@ -17,7 +18,6 @@ from talaria.report.results import ResultRow, write_results
 from talaria.scaling.all_or_nothing import _chi_squared_tail, fit_steps, steps_between
 from talaria.scaling.curves import Series, classify
 from talaria.scaling.emergence import Score, judge, read_scores
-from tests.command_line import talaria
 
 SCALES = 1e7 * 2.0 ** np.arange(8)
 ITEMS = 200

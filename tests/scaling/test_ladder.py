@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import talaria
 
 from talaria.ladder import Rung, plan_rungs
 from talaria.model.settings import ModelSettings, resolve_shape
@@ -14,7 +15,6 @@ from talaria.pipeline import PretrainStage
 from talaria.recipe import Recipe
 from talaria.scaling.planner import worth_of
 from talaria.train.settings import OptimizerSettings, PretrainSettings, plan_pretraining
-from tests.command_line import talaria
 
 RECIPE = """\
 [corpus]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import talaria
 
 from talaria.errors import UsageError, UserError
 from talaria.recipe import read_recipe
@@ -17,7 +18,6 @@ from talaria.scaling.laws import CHINCHILLA as LAW
 from talaria.scaling.planner import CHINCHILLA, KAPLAN, Budget, Rule, allocate, read_rule
 from talaria.scaling.points import Points
 from talaria.scaling.sizes import shape_near
-from tests.command_line import talaria
 
 GPT_3_TOKENS = 300e9
 

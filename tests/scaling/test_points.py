@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import talaria
 
 from talaria.errors import UsageError, UserError
 from talaria.scaling.points import read_points
-from tests.command_line import talaria
 
 GOOD = [(n, d, 1.8 + 400 / n**0.34 + 1500 / d**0.36) for n in (1e8, 4e8, 1.6e9) for d in (1e9, 8e9, 6.4e10, 5e11)]
 
