@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from talaria.eval.preferences import best_of, best_of_n_kl, win_rate
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
+from talaria.model.device import default_device
 from talaria.model.scalar import load_scalar_model
 from talaria.train.answers import answer_log_probs, over_pieces, pad_answers
 from talaria.train.ppo import reward_of
@@ -39,9 +42,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     items = draw_items(arguments.run / "world" / "exam.jsonl", arguments.items, arguments.seed)
+    device = default_device()
     base, tokenizer = load_model(arguments.run / "sft" / "model")
     policy, _ = load_model(arguments.run / arguments.policy / "model")
     rewarder, _ = load_scalar_model(arguments.run / "reward" / "reward_model")
+    for model in (base, policy, rewarder):
+        model.to(device)
     told: dict[str, Any] = {"items": len(items), "seed": arguments.seed}
 
     def answer(model: Any, n: int, seed: int) -> list[Any]:
@@ -55,7 +61,7 @@ def main() -> None:
             "right": sum(check(item, c.text) for item, c in pairs) / len(items),
             "right_and_polite": sum(is_good(item, c.text) for item, c in pairs) / len(items),
             "characters": sum(len(c.text) for c in completions) / len(items),
-            "reward": sum(scores) / len(items),
+            "reward of whole answers": statistics.fmean(score for score in scores if score > -math.inf),
         }
 
     def compare(name: str, own: list[Any], other: list[Any]) -> None:
@@ -67,7 +73,7 @@ def main() -> None:
 
     def scores_of(owners: list[dict[str, Any]], completions: list[Any]) -> list[float]:
         pieces = [
-            reward_of(rewarder, tokenizer, owners[i : i + ROWS], completions[i : i + ROWS], -1.0, ROWS)
+            reward_of(rewarder, tokenizer, owners[i : i + ROWS], completions[i : i + ROWS], -math.inf, ROWS)
             for i in range(0, len(owners), ROWS)
         ]
         return [float(x) for x in torch.cat(pieces)]
@@ -76,7 +82,7 @@ def main() -> None:
     describe("sft", before, scores_of(items, before))
     describe(arguments.policy, after, scores_of(items, after))
     compare(f"{arguments.policy} against sft", after, before)
-    rows = pad_answers([tokenizer_ids(tokenizer, item) for item in items], [c.token_ids for c in after])
+    rows = pad_answers([tokenizer_ids(tokenizer, item) for item in items], [c.token_ids for c in after], device)
     log_ratio = over_pieces(lambda piece: answer_log_probs(policy, piece)[0], rows, 32)
     log_ratio -= over_pieces(lambda piece: answer_log_probs(base, piece)[0], rows, 32)
     told["kl"] = float(log_ratio.sum() / len(items))

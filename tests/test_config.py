@@ -42,6 +42,15 @@ def test_overrides_win_over_the_recipe_and_the_recipe_over_defaults(recipe: Path
     assert resolved.run.name == "small"
 
 
+def test_a_table_given_in_part_keeps_what_its_field_says_of_the_rest(recipe: Path) -> None:
+    """The bug: one rate from the command line, and fine-tuning had pretraining's weight decay as well."""
+    given = ["sft.optimizer.learning_rate=5e-5", "ppo.optimizer.learning_rate=5e-5", "reward={}", "comparisons={}"]
+    resolved = read_recipe(recipe, given)
+    assert resolved.sft is not None and resolved.ppo is not None
+    assert resolved.sft.optimizer.weight_decay == resolved.ppo.optimizer.weight_decay == 0.0
+    assert (resolved.ppo.optimizer.schedule, resolved.ppo.optimizer.learning_rate) == ("warmup-stable-decay", 5e-5)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [

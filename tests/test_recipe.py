@@ -59,6 +59,18 @@ conversations = ["mine.jsonl"]
             "more than ppo.r",
         ),
         (OWN_TEXT, ["grpo.reward=model", "grpo.prompts=[p.jsonl]"], 'grpo.reward = "model" needs a [reward]'),
+        (
+            OWN_TEXT,
+            [
+                "eval=none",
+                "sft.base=model",
+                "reward.feedback=[f.db]",
+                "ppo.prompts=[p]",
+                "ppo.ptx_coefficient=1.0",
+            ],
+            "that this run's tokenizer encoded",
+        ),
+        (OWN_TEXT, ["reward.feedback=[f.db]", "reward.optimizer.name=muon"], "this stage knows adamw only"),
         (OWN_TEXT, ["sft.lora.rank=4", "sft.optimizer.name=muon"], "sft.lora is trained by adamw"),
         (OWN_TEXT, ["sft.replay_share=0.5", "sft.batch_tokens=256"], "set sft.batch_tokens to 512 or more"),
         (OWN_TEXT, ["sft.base=model"], "sft.base has its own tokenizer"),

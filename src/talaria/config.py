@@ -28,6 +28,21 @@ class Settings(BaseModel):
             return table
         return {key: None if value == NONE and _admits_none(cls, key) else value for key, value in table.items()}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, table: Any) -> Any:
+        """A table given in part, as `optimizer = { learning_rate = 1e-3 }`, keeps what its field's default says of the
+        rest; without this it would fall back to the defaults of its type."""
+        if not isinstance(table, dict):
+            return table
+        defaults = {key: field.default for key, field in cls.model_fields.items()}
+        return {
+            key: defaults[key].model_dump(exclude_unset=True) | value
+            if isinstance(value, dict) and isinstance(defaults.get(key), Settings)
+            else value
+            for key, value in table.items()
+        }
+
 
 S = TypeVar("S", bound=Settings)
 NONE = "none"

@@ -3,7 +3,9 @@ that printing a recipe needs no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
@@ -276,17 +278,27 @@ def _ppo(settings: PpoStage, recipe: Recipe, at: Path) -> Stage:
 
 def _feedback(given: list[str], recipe: Recipe, at: Path) -> tuple[list[str], dict[str, Path | Revision], list[str]]:
     """Databases of comparisons, those that are files as inputs, and parents. A database behind a URL is not hashed."""
-    databases, parents = list(given), []
-    if recipe.comparisons is not None:
+    databases, parents = [name.removeprefix("sqlite:///") for name in given], []
+    for name in databases:
+        if "://" not in name:
+            _settle(Path(name))
+    if not given and recipe.comparisons is not None:
         databases.append(str(at / "comparisons" / "feedback.db"))
         parents.append("comparisons")
     return databases, {f"feedback {name}": Path(name) for name in databases if "://" not in name}, parents
 
 
+def _settle(database: Path) -> None:
+    """Bring what a server has written lately into the file itself, whose hash is the stage's input."""
+    if database.with_name(database.name + "-wal").exists():
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def _prompts(given: list[str], recipe: Recipe, at: Path) -> tuple[list[Path], dict[str, Path | Revision], list[str]]:
     """Files of prompts, the same as inputs, and parents."""
     files, parents = [Path(path) for path in given], []
-    if recipe.comparisons is not None:
+    if not given and recipe.comparisons is not None:
         files.append(at / "comparisons" / "policy_prompts.jsonl")
         parents.append("comparisons")
     return files, {f"prompts {number}": file for number, file in enumerate(files)}, parents

@@ -33,6 +33,12 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
             read_conversations(file)
         if recipe.sft.base is not None and not is_finished(run_path(recipe) / "sft"):
             _check_base(recipe.sft.base)
+    for name in ("reward", "dpo", "grpo", "ppo"):
+        settings = getattr(recipe, name)
+        given = [] if settings is None else [*getattr(settings, "feedback", []), *getattr(settings, "prompts", [])]
+        for place in given:
+            if "://" not in place and not Path(place).exists():
+                raise UserError(f"{origin}: [{name}] reads {place}, which is missing; check the path")
     if recipe.eval is not None and recipe.eval.tasks is not None and recipe.world is not None:
         from talaria.world.exam import build_exam
         from talaria.world.people import build_world

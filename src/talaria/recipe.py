@@ -154,6 +154,15 @@ def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
         yield 'grpo.reward = "model" needs a [reward] table; add it, or set grpo.reward=verifier'
     if recipe.ppo is not None and recipe.ppo.ptx_coefficient and recipe.tokenizer is None:
         yield "ppo.ptx_coefficient needs pretraining text, but there is no [tokenizer]; add it, or set it to 0"
+    if recipe.ppo is not None and recipe.ppo.ptx_coefficient and recipe.sft is not None and recipe.sft.base is not None:
+        yield (
+            "ppo.ptx_coefficient mixes in text that this run's tokenizer encoded, but sft.base has its own tokenizer; "
+            "set it to 0"
+        )
+    for name in ("reward", "dpo", "grpo", "ppo"):
+        stage = getattr(recipe, name)
+        if stage is not None and stage.optimizer.name != "adamw":
+            yield f"{name}.optimizer.name = {stage.optimizer.name}: this stage knows adamw only"
 
 
 def _eval_misfits(recipe: Recipe, evaluation: EvalSettings) -> Iterator[str]:

@@ -291,3 +291,25 @@ def test_which_shapes_can_be_compiled():
         assert can_compile(shape_of(variant))
     for variant in (SHIFTED, {"token_shift": True}, {"ngram_embeddings": 1}):
         assert not can_compile(shape_of(variant))
+
+
+@pytest.mark.parametrize("small", [1 << 28, 0], ids=["graph for single tokens", "one graph"])
+@pytest.mark.parametrize("n_threads", [2, 5])
+def test_a_token_alone_is_read_as_in_company_whatever_the_threads(monkeypatch, n_threads, small):
+    """The bug: with fewer sequences than threads, threads shared a sequence's positions, and its sums were rounded as
+    no batch rounds them. One thread, or a single block of positions, shows nothing."""
+    monkeypatch.setattr("talaria.model.compiled.SMALL", small)
+    original, before = model_of(CASES["llama"], context=CONTEXT), torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        model = compile_transformer(quantize(original, "int4"))
+    finally:
+        torch.set_num_threads(before)
+    length, blocks = 4 * PAGE + 11, [list(range(5 * row, 5 * row + 5)) for row in range(7)]
+    reader = model.reader(35)
+    for row, own in enumerate(blocks):
+        reader.read([Piece(ids_of(length - 9 * row, row), 0, own)], [])
+    alone = reader.read([Piece([7], length, blocks[0])], [0])
+    for n in (2, 3, 7):
+        pieces = [Piece([7], length - 9 * row, blocks[row]) for row in range(n)]
+        assert torch.equal(reader.read(pieces, [0]), alone), n

@@ -161,5 +161,8 @@ def test_a_group_is_judged_against_itself_and_one_that_agrees_teaches_nothing() 
     result = group_advantages(rewards)
     assert torch.allclose(result[0], torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64), atol=1e-5)
     assert (result[1] == 0).all()
+    # Their mean is not quite they, and a reward model's pieces round differently.
+    assert (group_advantages(torch.full((2, 7), -1.3)) == 0).all()
+    assert (group_advantages(torch.tensor([[0.5, 0.5 + 6e-8, 0.5]])) == 0).all()
     deviation = (3 * 0.75**2 + 2.25**2) ** 0.5 / 2
     assert float(result[2, 0]) == pytest.approx(2.25 / deviation, abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tiny_alignment import tiny_policy, tiny_tokenizer, write_models, write_prompts
 from torch import Tensor
 
+from talaria.errors import UserError
 from talaria.infer.contract import Completion
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
@@ -48,6 +50,29 @@ def models(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 def prompts_of(tokenizer: Tokenizer, folder: Path, count: int = 8) -> list[dict]:
     return read_prompts([write_prompts(folder / "prompts.jsonl", count)], tokenizer, room=40)
+
+
+def test_prompts_end_with_the_user_and_may_hold_any_separator_of_lines(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    row = {"messages": [{"role": "user", "content": "sea\u2028land"}]}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n\n")
+    [item] = read_prompts([file], tokenizer, room=40)
+    assert item["messages"] == row["messages"]
+    row["messages"].append({"role": "assistant", "content": "one"})
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: not a prompt \(its last turn is not the user's\)"):
+        read_prompts([file], tokenizer, room=40)
+
+
+def test_an_answer_that_was_cut_is_never_better_than_the_worst_whole_one(tokenizer: Tokenizer) -> None:
+    """The bug: -1 as a floor for rewards that may lie anywhere, so that rambling pays where all answers are bad."""
+    rewarder = ScalarModel(tiny_policy(tokenizer), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        rewarder.bias.fill_(-50.0)
+    items = [{"messages": [{"role": "user", "content": "sea"}]}] * 3
+    whole, cut = (Completion("one word", [5], [0.0], reason, 3, []) for reason in ("stop", "length"))
+    scores = reward_of(rewarder, tokenizer, items, [whole, cut, whole], -1.0, 8)
+    assert float(scores[1]) == float(scores.min()) < -40
 
 
 def rolled(policy: Transformer, tokenizer: Tokenizer, items: list[dict]) -> tuple[list[Completion], Answers]:
@@ -334,7 +359,8 @@ def test_an_adaptive_coefficient_follows_its_target(models: tuple[Path, Path], t
         settings = SETTINGS.model_copy(update={"kl_target": target, "kl_horizon": 8.0})
         ppo(settings, base, reward, [prompts], None, 7, tmp_path / str(target))
         told = [row["kl_coefficient"] for row in read_metrics(tmp_path / str(target) / "metrics.jsonl")]
-        assert (told[-1] - told[0]) * direction > 0
+        # The first step, at which policy and reference are one, moves it down whatever the target.
+        assert (told[-1] - told[1]) * direction > 0
         assert told[0] == pytest.approx(0.05 * 0.8)  # KL is 0 at first: down by the most it may, a fifth
 
 

@@ -17,8 +17,8 @@ from talaria.model.scalar import ScalarModel, load_scalar_model, save_scalar_mod
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.answers import pad_answers, score
 from talaria.train.policy_losses import ranking_loss
-from talaria.train.reward import as_answers, pairs_of, read_compared, scores_of, train_reward
-from talaria.train.reward_quality import _accuracy, _calibration, distances
+from talaria.train.reward import Compared, as_answers, pairs_of, read_compared, scores_of, train_reward
+from talaria.train.reward_quality import _accuracy, _calibration, _strange, distances
 from talaria.train.settings import OptimizerSettings, RewardSettings
 
 SETTINGS = RewardSettings(
@@ -78,8 +78,86 @@ def test_conversations_longer_than_the_context_are_left_out_and_counted(tmp_path
     store.close()
     training, held_out, dropped = read_compared([tmp_path / "f.db"], tokenizer, 64, 0.3, seed=0)
     assert (len(training), len(held_out), dropped) == (2, 1, 1)
-    with pytest.raises(UserError, match=r"f\.db: 0 prompts with comparisons, too few"):
+    with pytest.raises(UserError, match="0 prompts with comparisons that can be read"):
         read_compared([tmp_path / "f.db"], tokenizer, 4, 0.3, seed=0)
+
+
+def test_what_a_prompt_was_put_aside_for_is_honoured(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    store = FeedbackStore(tmp_path / "f.db")
+    for number, split in enumerate(["train", "test", "validation", "train", None, None]):
+        _compare(store, [{"role": "user", "content": f"sea {number}"}], split)
+    store.close()
+    training, held_out, _ = read_compared([tmp_path / "f.db"], tokenizer, 64, 0.5, seed=0)
+    names = [{prompt.messages[0]["content"] for prompt in side} for side in (training, held_out)]
+    assert {"sea 0", "sea 3"} <= names[0] and "sea 2" in names[1] and "sea 1" not in names[0] | names[1]
+    assert len(names[0]) == 3 and len(names[1]) == 2
+
+
+def test_turns_of_one_conversation_and_messages_in_another_order_of_keys_are_on_one_side(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """The bug: prompts told apart by their repr, so that half of the held-out ones had been trained on."""
+    stores = [FeedbackStore(tmp_path / "a.db"), FeedbackStore(tmp_path / "b.db")]
+    for number in range(20):
+        _compare(stores[0], [{"role": "user", "content": f"sea {number}"}])
+        longer = [f"sea {number}", "land", "and"]
+        roles = ["user", "assistant", "user"]
+        turns = [{"content": text, "role": role} for role, text in zip(roles, longer, strict=True)]
+        _compare(stores[1], turns)
+        _compare(stores[1], turns[:1])
+    for store in stores:
+        store.close()
+    training, held_out, _ = read_compared([tmp_path / "a.db", tmp_path / "b.db"], tokenizer, 64, 0.25, seed=0)
+    begins = [{prompt.messages[0]["content"] for prompt in side} for side in (training, held_out)]
+    assert not begins[0] & begins[1] and len(begins[0]) == 15 and len(begins[1]) == 5
+    assert len(training) == 30 and all(len(prompt.texts) == 2 for prompt in training)
+
+
+def test_one_answer_too_long_costs_its_own_pairs_and_two_criteria_are_two_prompts(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    store = FeedbackStore(tmp_path / "f.db")
+    for number in range(4):
+        prompt = store.append_prompt([{"role": "user", "content": f"sea {number}"}])
+        ids = [store.append_answer(prompt, text, model="m") for text in ("one", "two", "land " * 90)]
+        store.append_comparison(prompt, [[ids[2]], [ids[0]], [ids[1]]], annotator="ann", criterion="helpful")
+        store.append_comparison(prompt, [[ids[1]], [ids[0]]], annotator="ann", criterion="harmless")
+    store.close()
+    training, held_out, dropped = read_compared([tmp_path / "f.db"], tokenizer, 64, 0.25, seed=0)
+    assert dropped == 0 and (len(training), len(held_out)) == (6, 2)
+    pairs = {prompt.objective: [(prompt.texts[i], prompt.texts[j]) for i, j, _ in prompt.pairs] for prompt in held_out}
+    assert pairs == {"helpful": [("one", "two")], "harmless": [("two", "one")]}
+
+
+def test_a_try_that_began_with_other_comparisons_does_not_go_on(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_models(tmp_path, tokenizer)
+    database = write_comparisons(tmp_path / "feedback.db", 12)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "checkpoint_every_seconds": 1e-9})
+    train_reward(settings, tmp_path / "sft", [database], 7, tmp_path / "stage")
+    store = FeedbackStore(database)
+    for number in range(6):
+        _compare(store, [{"role": "user", "content": f"land {number}"}])
+    store.close()
+    with pytest.raises(UserError, match="the comparisons changed since this stage began"):
+        train_reward(settings, tmp_path / "sft", [database], 7, tmp_path / "stage")
+
+
+def test_strange_conversations_fit_the_context_and_are_nobodys_own(tokenizer: Tokenizer) -> None:
+    """The bugs: a long question with another one's long answer ended the stage after its training; and an answer to
+    the same prompt, or of the same words, was called strange."""
+    long, short = [5] * 40, [6] * 3
+    held_out = [
+        Compared([], texts=["a", "b"], ids=[(long, short), (long, short)]),
+        Compared([], texts=["c", "a"], ids=[(short, long), (short, short)]),
+    ]
+    assert _strange(held_out, 64) == [(short, short), (short, short)]
+    assert _strange(held_out[:1], 64) == []
+
+
+def _compare(store: FeedbackStore, messages: list[dict[str, str]], split: str | None = None) -> None:
+    prompt = store.append_prompt(messages, split=split)
+    ids = [store.append_answer(prompt, text, model="m") for text in ("one", "two")]
+    store.append_comparison(prompt, [[ids[0]], [ids[1]]], annotator="ann")
 
 
 def test_it_learns_what_is_preferred_and_its_mean_is_zero(trained: Path, tokenizer: Tokenizer) -> None:
@@ -149,6 +227,7 @@ def test_calibration_of_a_model_that_tells_the_truth_has_no_error_and_of_a_boast
     boaster = _calibration([(0, "helpful", float(3 * m), float(c)) for m, c in zip(margins, chosen, strict=True)])
     assert honest["error"] < 0.012 and boaster["error"] > 0.1
     assert sum(point["pairs"] for point in honest["curve"]) == 40_000
+    assert _calibration([(0, "helpful", 0.0, 1.0)])["error"] == 0, "equal scores tell one half"
 
 
 def test_the_distance_is_mahalanobis_over_the_width() -> None:

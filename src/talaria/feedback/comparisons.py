@@ -15,7 +15,7 @@ from typing import Any
 from talaria.errors import UsageError
 from talaria.feedback.settings import ComparisonSettings
 from talaria.feedback.store import FeedbackStore
-from talaria.infer.contract import Completion
+from talaria.infer.contract import Completion, row_seed
 from talaria.infer.engine import Engine
 from talaria.report.results import wilson_interval
 from talaria.run import atomic_write, to_json
@@ -50,12 +50,18 @@ def collect_comparisons(
     agreed, asked_twice = 0, 0
     draw = random.Random(seed)
     people = [Labeler(f"labeler-{number}", seed) for number in range(settings.labelers)]
-    for number, (item, texts) in enumerate(zip(compared, pools, strict=True)):
-        if len(texts) < 2:
+    for number, (item, pool) in enumerate(zip(compared, pools, strict=True)):
+        if len(pool) < 2:
             continue
+        texts = list(pool)
         prompt = store.append_prompt(item["messages"], source=item["id"])
         sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-        ids = [store.append_answer(prompt, text, model=model, seed=seed, sampling=sampling) for text in texts]
+        ids = [
+            store.append_answer(
+                prompt, text, model=model, seed=row_seed(row_seed(seed, number), place), sampling=sampling
+            )
+            for text, place in pool.items()
+        ]
         asked = draw.sample(people, 2 if len(people) > 1 and draw.random() < settings.second_opinions else 1)
         choices = [labeler.compare(item, number, texts) for labeler in asked]
         for labeler, pairs in zip(asked, choices, strict=True):
@@ -84,13 +90,17 @@ def objective(item: dict[str, Any]) -> str:
     return "harmless" if item["grader"] == "refusal" else "helpful"
 
 
-def _pool(answers: list[Completion]) -> list[str]:
-    """The different answers that ended, in the order in which they came."""
-    return list(dict.fromkeys(answer.text for answer in answers if answer.finish_reason == "stop"))
+def _pool(answers: list[Completion]) -> dict[str, int]:
+    """The different answers that ended, in the order in which they came, each with its first place."""
+    pool: dict[str, int] = {}
+    for place, answer in enumerate(answers):
+        if answer.finish_reason == "stop":
+            pool.setdefault(answer.text, place)
+    return pool
 
 
 def _pool_summary(
-    items: list[dict[str, Any]], answers: list[Completion], pools: list[list[str]], n: int
+    items: list[dict[str, Any]], answers: list[Completion], pools: list[dict[str, int]], n: int
 ) -> dict[str, Any]:
     """Answers must exist before they can be preferred: how many are right and polite, overall and in compared pools."""
     good = [[is_good(items[i // n], answers[j].text) for j in range(i, i + n)] for i in range(0, len(answers), n)]

@@ -52,9 +52,16 @@ class Piece:
 
 
 class PagedReader:
-    """The compiled trunk over a memory of its own, `n_blocks` blocks of `PAGE` positions, taken as they are written."""
+    """The compiled trunk over a memory of its own, `n_blocks` blocks of `PAGE` positions, taken as they are written.
 
-    def __init__(self, trunk: CompiledModel, single: CompiledModel | None, shape: ModelShape, n_blocks: int) -> None:
+    Fewer single tokens than threads get sequences without a token beside them: for them OpenVINO would share one
+    sequence's positions among the threads, and round their sums otherwise than where a token has company.
+    """
+
+    def __init__(
+        self, trunk: CompiledModel, single: CompiledModel | None, shape: ModelShape, n_blocks: int, n_threads: int
+    ) -> None:
+        self._n_threads = n_threads
         self._request = trunk.create_infer_request()
         self._single = None if single is None else single.create_infer_request()
         size = (n_blocks, shape.n_kv_heads, PAGE, shape.d_head)
@@ -70,9 +77,9 @@ class PagedReader:
                 _give(self._single, name, array)
             # Written in place: handing an array over takes longer than filling it.
             self._token, self._position = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
-            self._past, self._longest = np.zeros(1, dtype=np.int32), np.zeros((), dtype=np.int32)
-            self._block_ends = np.zeros(2, dtype=np.int32)
-            self._fixed = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int64)
+            self._past, self._longest = np.zeros(n_threads, dtype=np.int32), np.zeros((), dtype=np.int32)
+            self._block_ends = np.zeros(n_threads + 1, dtype=np.int32)
+            self._fixed = _begins([1] + [0] * (n_threads - 1)), np.zeros(1, dtype=np.int64)
             for name, values in (
                 ("tokens", self._token),
                 ("positions", self._position),
@@ -94,11 +101,16 @@ class PagedReader:
         ends = [piece.start + len(piece.ids) for piece in pieces]
         blocks = [piece.blocks[: -(-end // PAGE)] for piece, end in zip(pieces, ends, strict=True)]
         positions = [np.arange(piece.start, end) for piece, end in zip(pieces, ends, strict=True)]
+        lengths, starts = [len(piece.ids) for piece in pieces], [piece.start for piece in pieces]
+        if max(lengths) == 1:
+            empty = max(0, self._n_threads - len(pieces))
+            lengths, starts = lengths + [0] * empty, starts + [0] * empty
+            blocks += [blocks[0][:1]] * empty  # which nobody reads
         inputs = {
             "tokens": np.array([token for piece in pieces for token in piece.ids], dtype=np.int64),
             "positions": np.concatenate(positions, dtype=np.int64),
-            "past_lens": np.array([piece.start for piece in pieces], dtype=np.int32),
-            "subsequence_begins": _begins([len(piece.ids) for piece in pieces]),
+            "past_lens": np.array(starts, dtype=np.int32),
+            "subsequence_begins": _begins(lengths),
             "block_indices": np.array([block for own in blocks for block in own], dtype=np.int32),
             "block_indices_begins": _begins([len(own) for own in blocks]),
             "max_context_len": np.array(max(ends), dtype=np.int32),
@@ -111,8 +123,10 @@ class PagedReader:
     def _read_one(self, piece: Piece) -> Tensor:
         n_blocks = -(-(piece.start + 1) // PAGE)
         self._token[0], self._position[0], self._past[0] = piece.ids[0], piece.start, piece.start
-        self._longest[()], self._block_ends[1] = piece.start + 1, n_blocks
-        blocks = np.array(piece.blocks[:n_blocks], dtype=np.int32)
+        self._longest[()] = piece.start + 1
+        empty = self._n_threads - 1
+        self._block_ends[1:] = np.arange(n_blocks, n_blocks + empty + 1)
+        blocks = np.array([*piece.blocks[:n_blocks], *[piece.blocks[0]] * empty], dtype=np.int32)
         _give(self._single, "block_indices", blocks)
         return _results(self._single)[0]
 
@@ -136,15 +150,21 @@ class CompiledTransformer:
     device = torch.device("cpu")
 
     def __init__(
-        self, model: Transformer, trunk: CompiledModel, single: CompiledModel | None, head: CompiledModel
+        self,
+        model: Transformer,
+        trunk: CompiledModel,
+        single: CompiledModel | None,
+        head: CompiledModel,
+        n_threads: int,
     ) -> None:
+        self._n_threads = n_threads
         self.shape = model.shape
         self.weight_bytes, self.step_bytes = weight_bytes(model), step_bytes(model)
         self._trunk, self._single, self._head = trunk, single, head.create_infer_request()
 
     def reader(self, n_blocks: int) -> PagedReader:
         """A reader with a memory of its own."""
-        return PagedReader(self._trunk, self._single, self.shape, n_blocks)
+        return PagedReader(self._trunk, self._single, self.shape, n_blocks, self._n_threads)
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Final hidden states (B, T, D), of texts that are not remembered.
@@ -217,10 +237,11 @@ def compile_transformer(model: Transformer) -> CompiledTransformer:
 
     from talaria.model.openvino_graph import Graphs
 
+    n_threads = torch.get_num_threads()
     is_int4 = isinstance(model, QuantizedTransformer) and model.scheme == "int4"
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": n_threads,
         # bfloat16 would be chosen where the processor has it.
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": "f32",
@@ -236,8 +257,8 @@ def compile_transformer(model: Transformer) -> CompiledTransformer:
             # OpenVINO 2026.4 joins two narrow products with only a GELU between them where it knows their sizes, and
             # crashes the process over it (TokenizeMLPSeqSnippets).
             for_trunk["SNIPPETS_MODE"] = "DISABLE"
-        single = core.compile_model(graphs.for_one_token(), "CPU", for_trunk)
-    return CompiledTransformer(model, trunk, single, head)
+        single = core.compile_model(graphs.for_one_token(n_threads), "CPU", for_trunk)
+    return CompiledTransformer(model, trunk, single, head, n_threads)
 
 
 def _begins(lengths: Sequence[int]) -> Any:

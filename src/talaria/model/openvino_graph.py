@@ -72,12 +72,14 @@ class Graphs:
         inputs = [tokens_N, positions_N, *paging, longest, wanted_M, *caches]
         return ov.Model([hidden_MD], inputs, "trunk")
 
-    def for_one_token(self) -> ov.Model:
-        """The trunk for one token of one sequence: with every size known beforehand, less is decided at each call."""
+    def for_one_token(self, n_sequences: int) -> ov.Model:
+        """The trunk for one token of the first of some sequences: with every size known beforehand, less is decided at
+        each call."""
         graph = self.trunk.clone()
         sizes = {item.any_name: item.partial_shape for item in graph.inputs}
-        sizes |= {name: ov.PartialShape([1]) for name in ("tokens", "positions", "past_lens", "wanted")}
-        sizes |= {name: ov.PartialShape([2]) for name in ("subsequence_begins", "block_indices_begins")}
+        sizes |= {name: ov.PartialShape([1]) for name in ("tokens", "positions", "wanted")}
+        sizes["past_lens"] = ov.PartialShape([n_sequences])
+        sizes |= {name: ov.PartialShape([n_sequences + 1]) for name in ("subsequence_begins", "block_indices_begins")}
         graph.reshape(sizes)
         return graph
 

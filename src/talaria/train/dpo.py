@@ -20,7 +20,7 @@ from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder
 from talaria.train.answers import answer_log_probs
 from talaria.train.policy_losses import preference_loss
-from talaria.train.reward import Compared, as_answers, as_micro_batches, pairs_of, read_compared
+from talaria.train.reward import Compared, as_answers, as_micro_batches, pairs_of, read_compared, same_data
 from talaria.train.settings import DpoSettings
 from talaria.train.tuning import Tuning
 
@@ -47,6 +47,8 @@ def dpo(settings: DpoSettings, base: Path, databases: Sequence[str | Path], seed
         checkpoint_every_seconds=settings.checkpoint_every_seconds,
         seed=seed,
     )
+
+    same_data(tuning, training)
 
     def loss_of(prompts: list[Compared]) -> Tensor:
         return torch.stack(prompt_losses(policy, reference, prompts, settings.beta)).sum()

@@ -88,4 +88,7 @@ def group_advantages(rewards_BK: Tensor) -> Tensor:
     """GRPO (Shao et al. 2024, section 4.1.2): each answer's reward against its group of K answers to the same prompt,
     in the group's deviations; 0 where all are alike."""
     centred_BK = rewards_BK - rewards_BK.mean(dim=1, keepdim=True)
-    return centred_BK / (rewards_BK.std(dim=1, correction=0, keepdim=True) + 1e-6)
+    # Equal rewards differ from their mean, and those of a reward model from one another, by rounding.
+    spread_B1 = rewards_BK.amax(dim=1, keepdim=True) - rewards_BK.amin(dim=1, keepdim=True)
+    advantages_BK = centred_BK / (rewards_BK.std(dim=1, correction=0, keepdim=True) + 1e-6)
+    return torch.where(spread_B1 > 1e-5, advantages_BK, 0.0)

@@ -128,7 +128,7 @@ def ppo(
                     update(settings, tuning, policy, value, Rollouts(*(x[part] for x in rollouts)), ptx, told)
 
             # 4. The coefficient follows its target (Ziegler et al. 2019, section 2.2); metrics; a checkpoint if due.
-            kl = float(log_ratio_BT.sum() / len(prompts))
+            kl, kl_coefficient_was = float(log_ratio_BT.sum() / len(prompts)), kl_coefficient
             if settings.kl_target is not None:
                 error = max(-0.2, min(0.2, kl / settings.kl_target - 1))
                 kl_coefficient *= 1 + error * len(prompts) / settings.kl_horizon
@@ -139,7 +139,7 @@ def ppo(
                 f"reward {float(scores_B.mean()):+.3f}  KL {kl:.3f}",
                 reward=float(scores_B.mean()),
                 kl=kl,
-                kl_coefficient=kl_coefficient,
+                kl_coefficient=kl_coefficient_was,
                 entropy=float(entropy_BT.sum() / answers.mask_BT.sum()),
                 answer_tokens=float(answers.mask_BT.sum() / len(prompts)),
                 truncated=sum(answer.finish_reason != "stop" for answer in completions) / len(prompts),
@@ -261,11 +261,16 @@ def read_prompts(files: Sequence[Path], tokenizer: Tokenizer, room: int) -> list
     """Rows with `messages` that end with a user turn, with their ids; those longer than `room` tokens are left out."""
     items = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        # Not splitlines, which also cuts at line separators inside a JSON string.
+        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+            if not line.strip():
+                continue
             try:
                 item = json.loads(line)
+                if item["messages"][-1]["role"] != "user":
+                    raise ValueError("its last turn is not the user's")
                 item["ids"] = encode_chat(tokenizer, item["messages"], add_generation_prompt=True).ids
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError) as error:
                 raise UserError(f"{file}:{number}: not a prompt ({error}); write one JSON row with messages") from None
             if len(item["ids"]) <= room:
                 items.append(item)
@@ -303,7 +308,8 @@ def reward_of(
     rows: int,
 ) -> Tensor:
     """Scores (B,). The reward model reads an answer's text encoded as in its training, not the ids that the policy
-    happened to choose for it; answers that were cut, or so encoded outgrow its context, get `truncated_reward`."""
+    happened to choose for it. Answers that were cut, or so encoded outgrow its context, get `truncated_reward`, or what
+    the worst of the whole ones has where that is less: the scale of a reward model is its own."""
     ended = [row for row, answer in enumerate(completions) if answer.finish_reason == "stop"]
     scores_B = torch.full((len(completions),), truncated_reward, device=default_device())
     encoded = {row: encode_answer(tokenizer, items[row]["messages"], completions[row].text) for row in ended}
@@ -312,7 +318,9 @@ def reward_of(
     if read:
         prompts, texts = zip(*read.values(), strict=True)
         answers = pad_answers(prompts, texts, default_device())
-        scores_B[list(read)] = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
+        whole = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
+        scores_B.clamp_(max=float(whole.min()))
+        scores_B[list(read)] = whole
     return scores_B
 
 

@@ -7,6 +7,8 @@ was compared. Writes reward_model/, checkpoints/, metrics.jsonl, training.json a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,7 +35,8 @@ from talaria.train.tuning import Tuning, micro_rows
 
 @dataclass
 class Compared:
-    """One prompt: its different answers, and every choice between two of them as (i, j, share of preference of i)."""
+    """One prompt under one criterion: its different answers, and every choice between two of them as (i, j, share of
+    preference of i)."""
 
     messages: list[dict[str, Any]]
     objective: str = "helpful"
@@ -41,6 +44,13 @@ class Compared:
     pairs: list[tuple[int, int, float]] = field(default_factory=list)
     ids: list[tuple[list[int], list[int]]] = field(default_factory=list)
     """Prompt's and answer's, for each text."""
+    split: str | None = None
+
+    @property
+    def opening(self) -> str:
+        """How the conversation begins, up to its first user turn."""
+        first = next((n for n, message in enumerate(self.messages) if message.get("role") == "user"), 0)
+        return json.dumps(self.messages[: first + 1], sort_keys=True)
 
 
 def train_reward(
@@ -69,6 +79,7 @@ def train_reward(
         checkpoint_every_seconds=settings.checkpoint_every_seconds,
         seed=seed,
     )
+    same_data(tuning, training)
 
     def loss_of(prompts: list[Compared]) -> Tensor:
         scores_N, start, total = score(model, as_answers(prompts)), 0, []
@@ -118,32 +129,63 @@ def scores_of(model: ScalarModel, prompts: Sequence[Compared], rows: int = 64) -
 def read_compared(
     databases: Sequence[str | Path], tokenizer: Tokenizer, context: int, validation_share: float, seed: int
 ) -> tuple[list[Compared], list[Compared], int]:
-    """Training and held-out prompts, and how many were left out because nothing of them fits the context. All
-    comparisons of one conversation are on one side, whoever made them."""
+    """Training and held-out prompts, and of how many nothing can be used: no pair of answers fits the context, or the
+    template cannot write the conversation.
+
+    Conversations that begin alike are on one side, whoever compared answers in them: that of the prompts' own split
+    where there is one ("test" is never read), else by a number drawn from how they begin, so that later comparisons
+    move few.
+    """
     prompts: dict[str, Compared] = {}
     for database in databases:
         store = FeedbackStore(database)
         for comparison in store.read_comparisons():
-            _add(prompts.setdefault(repr(comparison.messages), Compared(comparison.messages)), comparison)
+            key = json.dumps([comparison.messages, comparison.criterion], sort_keys=True)
+            prompt = prompts.setdefault(key, Compared(comparison.messages, comparison.criterion or "helpful"))
+            prompt.split = comparison.split or prompt.split
+            _add(prompt, comparison)
         store.close()
-    kept = []
-    for prompt in prompts.values():
-        prompt.ids = [encode_answer(tokenizer, prompt.messages, text) for text in prompt.texts]
-        if prompt.pairs and all(len(asked) + len(answer) <= context for asked, answer in prompt.ids):
-            kept.append(prompt)
-    random.Random(seed).shuffle(kept)
-    n_held_out = max(1, round(len(kept) * validation_share))
-    if n_held_out >= len(kept):
+    kept = [prompt for prompt in prompts.values() if _encode(prompt, tokenizer, context)]
+    splits = {prompt.opening: prompt.split for prompt in kept if prompt.split is not None}
+    free = sorted({prompt.opening for prompt in kept} - set(splits), key=lambda opening: _draw(opening, seed))
+    n_held_out = max(0 if splits else 1, round(len(free) * validation_share))
+    splits |= {opening: "validation" if place < n_held_out else "train" for place, opening in enumerate(free)}
+    training = [prompt for prompt in kept if splits[prompt.opening] == "train"]
+    held_out = [prompt for prompt in kept if splits[prompt.opening] == "validation"]
+    if not training or not held_out:
         raise UserError(
-            f"{', '.join(map(str, databases))}: {len(kept)} prompts with comparisons, too few to train and "
-            "to validate; collect more"
+            f"{len(kept)} prompts with comparisons that can be read, {len(training)} to train and {len(held_out)} to "
+            "validate on: too few; collect more, or give them other splits"
         )
-    return kept[n_held_out:], kept[:n_held_out], len(prompts) - len(kept)
+    return training, held_out, len(prompts) - len(kept)
+
+
+def same_data(tuning: Tuning, training: Sequence[Compared]) -> None:
+    """Refuse to go on with a try that began with other comparisons: its held-out prompts may have been trained on."""
+    digest = hashlib.sha256(json.dumps([[prompt.ids, prompt.pairs] for prompt in training]).encode()).hexdigest()
+    if tuning.memory.setdefault("training_sha256", digest) != digest:
+        raise UserError("the comparisons changed since this stage began; run it again with --force")
+
+
+def _draw(opening: str, seed: int) -> float:
+    return random.Random(f"{seed}/{opening}").random()
+
+
+def _encode(prompt: Compared, tokenizer: Tokenizer, context: int) -> bool:
+    """Give a prompt its ids; answers that do not fit leave, with their pairs. Whether a pair is left."""
+    try:
+        ids = [encode_answer(tokenizer, prompt.messages, text) for text in prompt.texts]
+    except UserError:
+        return False
+    fits = [place for place, (asked, answer) in enumerate(ids) if len(asked) + len(answer) <= context]
+    new = {old: place for place, old in enumerate(fits)}
+    prompt.texts, prompt.ids = [prompt.texts[place] for place in fits], [ids[place] for place in fits]
+    prompt.pairs = [(new[i], new[j], share) for i, j, share in prompt.pairs if i in new and j in new]
+    return bool(prompt.pairs)
 
 
 def _add(prompt: Compared, comparison: Comparison) -> None:
     """Take in all pairs of a ranking; texts that stand in the store more than once are one answer."""
-    prompt.objective = comparison.criterion or prompt.objective
     ranked: list[tuple[int, int]] = []
     for rank, group in enumerate(comparison.ranking):
         for answer in group:

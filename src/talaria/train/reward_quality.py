@@ -84,7 +84,7 @@ def _calibration(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:
     """Told probability sigmoid(margin) against the share of choices; each pair in the direction in which it is at least
     one half, ties as half a choice. `error` is the mean distance, weighted by pairs."""
     told = np.array([1 / (1 + np.exp(-abs(margin))) for _, _, margin, _ in rows])
-    chosen = np.array([share if margin >= 0 else 1 - share for _, _, margin, share in rows])
+    chosen = np.array([0.5 if margin == 0 else share if margin > 0 else 1 - share for _, _, margin, share in rows])
     bins = np.minimum((told - 0.5) * 2 * _BINS, _BINS - 1).astype(int)
     curve = [
         {
@@ -101,7 +101,7 @@ def _calibration(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:
 
 def _out_of_distribution(
     model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared], folder: Path
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """How often a conversation with another prompt's answer lies further out than one with its own."""
     known_ND = _states(model, [ids for prompt in training for ids in prompt.ids])
     mean_D = known_ND.mean(dim=0)
@@ -111,11 +111,32 @@ def _out_of_distribution(
     precision_DD = torch.linalg.inv(covariance_DD)
     save_tensors({"mean": mean_D, "precision": precision_DD.contiguous()}, folder / _FEATURES)
     own = [ids for prompt in held_out for ids in prompt.ids]
-    strange = [(asked, own[(row + len(own) // 2) % len(own)][1]) for row, (asked, _) in enumerate(own)]
     near = distances(_states(model, own), mean_D, precision_DD)
+    strange = _strange(held_out, model.trunk.shape.context)
+    if not strange:
+        return {"held_out": float(near.mean()), "strange": None, "auroc": None}
     far = distances(_states(model, strange), mean_D, precision_DD)
-    above = (far[:, None] > near[None, :]).double().mean() + 0.5 * (far[:, None] == near[None, :]).double().mean()
-    return {"held_out": float(near.mean()), "strange": float(far.mean()), "auroc": float(above)}
+    near_N = np.sort(near.numpy())
+    below = np.searchsorted(near_N, far.numpy(), "left") + np.searchsorted(near_N, far.numpy(), "right")
+    return {
+        "held_out": float(near.mean()),
+        "strange": float(far.mean()),
+        "auroc": float(below.mean() / (2 * len(near_N))),
+    }
+
+
+def _strange(held_out: Sequence[Compared], context: int) -> list[tuple[list[int], list[int]]]:
+    """Every held-out prompt with an answer to another one that it does not have itself, where that fits."""
+    pairs = []
+    for number, prompt in enumerate(held_out):
+        other = held_out[(number + len(held_out) // 2) % len(held_out)]
+        for asked, _ in prompt.ids:
+            answers = [
+                answer for text, (_, answer) in zip(other.texts, other.ids, strict=True) if text not in prompt.texts
+            ]
+            if other is not prompt and answers:
+                pairs.append((asked, answers[len(pairs) % len(answers)]))
+    return [(asked, answer) for asked, answer in pairs if len(asked) + len(answer) <= context]
 
 
 def distances(states_ND: Tensor, mean_D: Tensor, precision_DD: Tensor) -> Tensor:
