@@ -226,7 +226,7 @@ def plan(
     utilisation: Annotated[float, typer.Option(help="Share of a named device's peak that training reaches.")] = 0.4,
     price: Annotated[float | None, typer.Option(help="Of one device for an hour.")] = None,
     context: Annotated[int | None, typer.Option(min=8, help="Tokens a training row.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(min=257)] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=261)] = None,
     corpus: Annotated[
         list[Path] | None, typer.Option(help="Files or folders of text; else the embedded world.")
     ] = None,

@@ -31,7 +31,7 @@ from talaria.model.shape import ModelShape
 from talaria.pipeline import PretrainStage, console, stages
 from talaria.preflight import check_sources
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Stage, atomic_write, is_finished, lock, read_json, read_metrics, run_stage
+from talaria.run import Stage, atomic_write, is_current, lock, read_metrics, run_stage
 from talaria.scaling.diagnosis import diagnose
 from talaria.scaling.fit import Fit, fit_law
 from talaria.scaling.planner import worth_of
@@ -214,17 +214,12 @@ def _predict(fit: Fit, points: Points, rungs: list[Rung], own: Rung, n_tokens: i
         own.shape.n_params_non_embedding(), worth_of(own.plan.tokens, n_tokens), level=LEVEL
     )
     larger = _compute(own.shape, own.plan) / max(_compute(rung.shape, rung.plan) for rung in rungs)
-    reached = _held_out_loss(at / "pretrain") if is_finished(at / "pretrain") and _is_own(own, at) else None
+    # Another seed, rate or optimizer is another run, of which nothing was predicted.
+    reached = _held_out_loss(at / "pretrain") if is_current(at, _stage(own, at)) else None
     warnings = diagnose(fit, points)
     prediction = Prediction(len(rungs), larger, value, low, high, reached, warnings)
     atomic_write(at / "ladder.json", json.dumps(prediction.to_json(), indent=1) + "\n")
     return prediction
-
-
-def _is_own(own: Rung, at: Path) -> bool:
-    """Whether the finished run is the recipe's, and not one of another size."""
-    told = read_json(at / "pretrain" / "training.json")
-    return bool(told["steps"] == own.plan.steps and told["params"] == own.shape.n_params())
 
 
 def told(prediction: Prediction) -> str:

@@ -231,10 +231,7 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     """
     folder, partial = run_folder / stage.name, run_folder / f"{stage.name}.partial"
     _recover(run_folder, stage.name)
-    key: dict[str, Any] = {
-        "settings_sha256": hashlib.sha256(to_toml(stage.settings).encode()).hexdigest(),
-        "inputs": {name: _checked_hash(run_folder, stage, path) for name, path in sorted(stage.inputs.items())},
-    }
+    key = _key(run_folder, stage)
     begun = read_json(partial / _STARTED) if (partial / _STARTED).exists() else None
     was_forced = begun == key | {"forced": True}
     if not force and not was_forced and _is_current(folder, key):
@@ -287,6 +284,18 @@ def finished_stages(run_folder: Path) -> list[Path]:
 def is_finished(folder: Path) -> bool:
     """Whether `folder` is a finished stage."""
     return (folder / DONE).exists()
+
+
+def is_current(run_folder: Path, stage: Stage) -> bool:
+    """Whether the finished stage is this one, by its settings and inputs, so that `run_stage` would keep it."""
+    return _is_current(run_folder / stage.name, _key(run_folder, stage))
+
+
+def _key(run_folder: Path, stage: Stage) -> dict[str, Any]:
+    return {
+        "settings_sha256": hashlib.sha256(to_toml(stage.settings).encode()).hexdigest(),
+        "inputs": {name: _checked_hash(run_folder, stage, path) for name, path in sorted(stage.inputs.items())},
+    }
 
 
 def done_mark(key: Mapping[str, Any], manifest: bytes) -> str:

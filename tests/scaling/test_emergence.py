@@ -17,7 +17,7 @@ from talaria.errors import UserError
 from talaria.report.results import ResultRow, write_results
 from talaria.scaling.all_or_nothing import _chi_squared_tail, fit_steps, steps_between
 from talaria.scaling.curves import Series, classify
-from talaria.scaling.emergence import Score, judge, read_scores
+from talaria.scaling.emergence import Score, _is_lower_better, is_smooth, judge, read_scores
 
 SCALES = 1e7 * 2.0 ** np.arange(8)
 ITEMS = 200
@@ -150,7 +150,76 @@ def test_the_chi_squared_tail_is_scipys() -> None:
             assert _chi_squared_tail(value, degrees) == pytest.approx(chi2.sf(value, degrees), rel=1e-10)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "reward", "loss"])
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.25, 2.5])
+def test_a_metric_that_never_moves_is_flat_though_it_has_no_errors(metric: str, value: float) -> None:
+    verdict = judge([Score(float(x), "task", metric, value, None, None) for x in SCALES])[0]
+    assert verdict.kind == "flat"
+    assert verdict.metrics[0].next_score == pytest.approx((value, value, value), abs=1e-4)
+
+
+def test_where_a_metric_without_errors_lands_does_not_depend_on_its_zero() -> None:
+    y = 0.3 * np.arange(8) + 0.01 * np.random.default_rng(0).standard_normal(8)
+    low, high = (
+        judge([Score(float(x), "task", "reward", float(v), None, None) for x, v in zip(SCALES, y + zero, strict=True)])
+        for zero in (0.0, 1e5)
+    )
+    assert np.array(high[0].metrics[0].next_score) - 1e5 == pytest.approx(low[0].metrics[0].next_score, abs=1e-4)
+    assert low[0].kind == high[0].kind == "steady"
+
+
+@pytest.mark.parametrize(
+    ("metric", "smooth", "lower"),
+    [
+        ("problems_solved", False, False),
+        ("application_accuracy", False, False),
+        ("logic_accuracy", False, False),
+        ("dialog_accuracy", False, False),
+        ("multistep_exact_match", False, False),
+        ("multi_step_exact_match", False, False),
+        ("glossary_accuracy", False, False),
+        ("no_errors", False, False),
+        ("acc_norm", False, False),
+        ("step_accuracy", True, False),
+        ("StepAccuracy", True, False),
+        ("log_likelihood", True, False),
+        ("logprob", True, False),
+        ("partial credit", True, False),
+        ("rougeLsum", True, False),
+        ("rouge1", True, False),
+        ("F1", True, False),
+        ("validation-loss", True, True),
+        ("bits_per_byte", True, True),
+        ("word_perplexity", True, True),
+        ("ppl", True, True),
+        ("brier", True, True),
+        ("error_rate", False, True),
+        ("pct_stereotype", False, True),
+        ("likelihood_difference", True, True),
+    ],
+)
+def test_a_metrics_kind_is_told_by_whole_parts_of_its_name(metric: str, smooth: bool, lower: bool) -> None:
+    assert (is_smooth(metric), _is_lower_better(metric)) == (smooth, lower)
+
+
+def test_problems_solved_all_at_once_are_not_called_a_sudden_ability() -> None:
+    jump = [0.01] * 4 + [0.9] * 4
+    rows = [Score(float(x), "t", "problems_solved", y, None, 1000) for x, y in zip(SCALES, jump, strict=True)]
+    assert judge(rows)[0].kind == "undetermined"
+
+
 # ------------------------------------------------------------------------------------------ the command
+
+
+def test_one_scale_alone_prints_json_that_others_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("scale,task,metric,score,n\n1e6,t,accuracy,0.5,100\n")
+    assert talaria("emergence", path, "--json") == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    assert json.loads(text)["tasks"][0]["next_scale"] is None
+    assert talaria("emergence", path) == 0
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_results_of_several_sizes_give_verdicts_and_pictures(

@@ -54,6 +54,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Of the same size and length, but by another rate: no run that the ladder predicts.
+    assert talaria("pretrain", "small.toml", "pretrain.optimizer.learning_rate=1e-3") == 0
+    capsys.readouterr()
     assert talaria("ladder", "small.toml", "--json") == 0
     before = json.loads(capsys.readouterr().out)
     assert before["rungs"] == 9

@@ -167,6 +167,42 @@ def test_isoflop_finds_the_bottoms() -> None:
         fit_isoflop(one_side)
 
 
+def valleys(n_sizes: int, noise: float, seed: int = 0) -> Points:
+    """Four budgets whose best size is 0.09 C^0.5."""
+    flops = np.repeat(np.geomspace(1e18, 1e21, 4), n_sizes)
+    z = np.tile(np.linspace(-1.2, 1.2, n_sizes), 4)
+    params = 0.09 * np.sqrt(flops) * np.exp(z)
+    loss = (2.0 + 0.06 * z**2) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(z)))
+    return Points(params, flops / 6 / params, flops, loss, np.arange(2, len(z) + 2))
+
+
+def test_a_parabola_through_three_sizes_has_no_interval() -> None:
+    with pytest.raises(UserError, match="three rows"):
+        fit_isoflop(valleys(3, 0.001), draws=50)
+    fit, _ = fit_isoflop(valleys(4, 0.001), draws=50)
+    assert any("fewer than 5 sizes" in warning for warning in fit.warnings)
+    assert not fit_isoflop(valleys(5, 0.001), draws=50)[0].warnings
+
+
+def test_a_budget_of_three_sizes_takes_its_error_from_the_others() -> None:
+    """Its bottom moves as much as that of a budget with more sizes, not by nothing."""
+    points = valleys(7, 0.001)
+    mixed = points.take(np.concatenate([np.array([0, 3, 6]), np.arange(7, 28)]))
+    low, high = fit_isoflop(mixed, draws=400)[0].interval("a")
+    whole_low, whole_high = fit_isoflop(points, draws=400)[0].interval("a")
+    assert high - low > whole_high - whole_low
+
+
+@pytest.mark.parametrize("n_sizes", [4, 5, 7])
+def test_isoflop_intervals_of_few_sizes_hold_the_truth(n_sizes: int) -> None:
+    """90 % intervals over 100 seeds: 90 expected, 81 is three binomial standard errors below."""
+    inside = 0
+    for seed in range(100):
+        low, high = fit_isoflop(valleys(n_sizes, 0.001, seed), draws=200, seed=seed)[0].interval("a")
+        inside += low <= 0.5 <= high
+    assert inside >= 81
+
+
 def test_the_envelope_follows_the_best_size() -> None:
     sizes, budgets = np.geomspace(1e7, 1e11, 40), np.geomspace(1e18, 1e21, 60)
     params, flops = (grid.ravel() for grid in np.meshgrid(sizes, budgets, indexing="ij"))
@@ -208,6 +244,14 @@ def test_points_that_cannot_carry_a_law_are_told() -> None:
     assert "rise together" in " ".join(diagnose(fit_law("chinchilla", together, draws=20), together))
     with pytest.raises(UserError, match="differ in params"):
         fit_law("chinchilla", Points(**(vars(points) | {"params": np.full(40, 1e9)})))
+
+
+def test_a_loss_that_rises_with_scale_is_told() -> None:
+    points = planted(CHINCHILLA, 40, 0.0)
+    loss = 1 + 0.1 * np.log(points.params) + 0.1 * np.log(points.tokens)
+    points = Points(**(vars(points) | {"loss": loss}))
+    told = diagnose(fit_law("chinchilla", points, draws=20), points)
+    assert sum("does not fall with scale" in warning for warning in told) == 2
 
 
 def test_embedding_parameters_are_noticed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,34 @@ def test_served_models_are_smaller_and_longer_and_cheaper_at_their_loss() -> Non
             assert cost(params, (math.exp(rule.theta[1]) / left) ** (1 / beta)) > best
 
 
+@pytest.mark.parametrize("share", [0.9, 0.3, 0.08])
+def test_served_models_know_that_their_text_is_repeated(share: float) -> None:
+    """As above with too little text: every other pair on the line of equal loss, repetition counted, costs more."""
+    served = 2e12
+    plenty = allocate(CHINCHILLA, Budget(flops=1e22, served_tokens=served))
+    unique = share * plenty.tokens
+    plan = allocate(CHINCHILLA, Budget(flops=1e22, tokens=unique, served_tokens=served))
+    assert plan.epochs is not None
+    assert plan.epochs > 1
+
+    def loss(params: float, tokens: float) -> float:
+        found = replace(CHINCHILLA, covariance=None).loss(params, tokens, unique)
+        assert found is not None
+        return found.value
+
+    def cost(params: float, tokens: float) -> float:
+        return 6 * params * tokens + 2 * params * served
+
+    target, best = loss(plan.parameters, plan.tokens), cost(plan.parameters, plan.tokens)
+    for factor in (0.7, 0.85, 1.2, 1.5):
+        params = factor * plan.parameters
+        low, high = math.log(plan.tokens) - 7, math.log(plan.tokens) + 7
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if loss(params, math.exp(middle)) > target else (low, middle)
+        assert cost(params, math.exp(high)) > best, factor
+
+
 def test_text_that_runs_short_is_repeated_and_costs_loss() -> None:
     plenty = allocate(CHINCHILLA, Budget(flops=1e20, tokens=1e13))
     short = allocate(CHINCHILLA, Budget(flops=1e20, tokens=plenty.tokens / 8))
@@ -119,6 +148,22 @@ def test_ones_own_fit_plans(tmp_path: Path) -> None:
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(UserError, match="not a fit"):
         read_rule(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("law", "coefficients"),
+    [
+        ("chinchilla", {"E": 1.0, "A": 0.5, "B": 0.5, "alpha": -0.1, "beta": -0.1}),
+        ("kaplan", {"N_c": 1e10, "D_c": 1e10, "alpha_N": -0.1, "alpha_D": -0.1}),
+    ],
+)
+def test_a_law_whose_loss_rises_with_scale_plans_nothing(
+    tmp_path: Path, law: str, coefficients: dict[str, float]
+) -> None:
+    told = {"law": law, "coefficients": coefficients, "theta": None, "theta_covariance": None}
+    (tmp_path / "fit.json").write_text(json.dumps(told | {"residuals": {"rms": 0.01}}))
+    with pytest.raises(UserError, match="does not fall with scale"):
+        read_rule(tmp_path / "fit.json")
 
 
 @pytest.mark.parametrize("params", [2e5, 1e6, 3e7, 1.2e9, 7e10, 1e14])
@@ -175,6 +220,12 @@ def test_wrong_budgets_end_with_two(capsys: pytest.CaptureFixture[str], tmp_path
     ):
         assert talaria("plan", *wrong) == 2, wrong
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_vocabulary_that_the_recipe_would_refuse_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert talaria("plan", "--flops", "1e15", "--device", "a100", "--vocab-size", 260) == 2
+    assert "261" in capsys.readouterr().err
+    assert talaria("plan", "--flops", "1e15", "--device", "a100", "--vocab-size", 261) == 0
 
 
 def test_a_planned_recipe_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -77,6 +78,15 @@ def test_an_empty_table_is_told(tmp_path: Path, text: str) -> None:
     path = tmp_path / "runs.csv"
     path.write_text(text)
     with pytest.raises(UserError, match="no rows"):
+        read_points(path, ("params", "tokens", "loss"))
+
+
+def test_a_damaged_gzip_file_is_told(tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(b"params,tokens,loss\n" + b"1e6,1e8,3.2\n" * 200))
+    whole[14:-8] = bytes(byte ^ 0xFF for byte in whole[14:-8])
+    path = tmp_path / "runs.csv.gz"
+    path.write_bytes(bytes(whole))
+    with pytest.raises(UserError, match="cannot be read"):
         read_points(path, ("params", "tokens", "loss"))
 
 

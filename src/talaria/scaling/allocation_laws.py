@@ -20,6 +20,8 @@ _SAME_SIZE = 0.01
 """Sizes whose logs differ by less are one size, read from its curve more than once."""
 _SAME_BUDGET = 0.05
 """Budgets whose logs differ by less from the next are one budget."""
+_FEWEST_SIZES = 5
+"""Of a budget, below which its parabola leaves one residual or none to tell its own error by."""
 _GRID = 400
 
 
@@ -36,9 +38,10 @@ class Valley:
 
 
 def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, list[Valley]]:
-    """Power laws through the bottoms of the parabolas. The bootstrap resamples each parabola's residuals.
+    """Power laws through the bottoms of the parabolas. The bootstrap resamples the residuals of all parabolas
+    together, relative to the loss: a parabola through three or four sizes hardly has residuals of its own.
 
-    Raises UserError where fewer than two budgets have a bottom.
+    Raises UserError where fewer than two budgets have a bottom, or where no residual is left to tell an error by.
     """
     valleys = [valley for rows in _groups(np.log(points.flops), _SAME_BUDGET) if (valley := _valley(points, rows))]
     inside = [valley for valley in valleys if valley.is_inside]
@@ -47,8 +50,16 @@ def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, 
             f"{len(inside)} of {len(valleys)} budgets have a best size between their smallest and largest (3 sizes "
             "or more a budget are needed); give two budgets or more, with sizes on both sides of the best"
         )
+    residuals, spare = _pooled(points, inside)
+    if spare == 0:
+        raise UserError(
+            "every budget has three rows, through which a parabola goes whatever their errors: there is no interval; "
+            "add a fourth size, better five"
+        )
     generator = np.random.default_rng(seed)
-    bottoms = np.stack([_drawn_bottoms(points, valley, draws, generator) for valley in inside], axis=1)
+    # The residuals' own spread is known from `spare` of them alone, so each draw has one of its own (Student's t).
+    spread = np.sqrt(spare / generator.chisquare(spare, draws))
+    bottoms = np.stack([_drawn_bottoms(points, valley, residuals, spread, generator) for valley in inside], axis=1)
     log_c = np.log([valley.flops for valley in inside])
     fit = _power_laws("isoflop", log_c, np.log([valley.best for valley in inside]), bottoms, len(points), seed)
     for valley in valleys:
@@ -57,6 +68,13 @@ def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, 
                 f"budget {valley.flops:.3g}: its best size lies beyond the sizes tried, so it is left out; add "
                 "sizes there"
             )
+    few = [valley for valley in inside if _n_sizes(points, valley.rows) < _FEWEST_SIZES]
+    if few:
+        budgets = ", ".join(f"{valley.flops:.3g}" for valley in few)
+        fit.warnings.append(
+            f"fewer than {_FEWEST_SIZES} sizes at budget {budgets}: whether a parabola fits there "
+            "cannot be seen, and its error is told by the other rows; add sizes"
+        )
     if len(inside) < 3:
         fit.warnings.append("two budgets alone: the line through them has no residual; add a third")
     return fit, valleys
@@ -135,7 +153,7 @@ def _groups(values: Array, tolerance: float) -> list[Index]:
 
 def _valley(points: Points, rows: Index) -> Valley | None:
     x = np.log(points.params[rows])
-    if len(_groups(x, _SAME_SIZE)) < 3:
+    if _n_sizes(points, rows) < 3:
         return None
     centre = float(x.mean())
     parabola = np.polyfit(x - centre, points.loss[rows], 2)
@@ -145,12 +163,29 @@ def _valley(points: Points, rows: Index) -> Valley | None:
     return Valley(budget, centre, parabola, rows, float(np.exp(bottom)), is_inside)
 
 
-def _drawn_bottoms(points: Points, valley: Valley, draws: int, generator: np.random.Generator) -> Array:
+def _n_sizes(points: Points, rows: Index) -> int:
+    return len(_groups(np.log(points.params[rows]), _SAME_SIZE))
+
+
+def _pooled(points: Points, valleys: list[Valley]) -> tuple[Array, int]:
+    """Residuals over the loss of all parabolas with more rows than coefficients, widened for the three that each fit
+    takes, and the degrees of freedom left."""
+    found, spare = [np.empty(0)], 0
+    for valley in valleys:
+        n = len(valley.rows)
+        if n > 3:
+            z = np.log(points.params[valley.rows]) - valley.centre
+            found.append(np.sqrt(n / (n - 3)) * (points.loss[valley.rows] / np.polyval(valley.parabola, z) - 1))
+            spare += n - 3
+    return np.concatenate(found), spare
+
+
+def _drawn_bottoms(
+    points: Points, valley: Valley, residuals: Array, spread: Array, generator: np.random.Generator
+) -> Array:
     z = np.log(points.params[valley.rows]) - valley.centre
     fitted = np.polyval(valley.parabola, z)
-    residuals = points.loss[valley.rows] - fitted
-    wider = np.sqrt(len(z) / max(1, len(z) - 3))
-    samples = fitted + wider * generator.choice(residuals, (draws, len(z)))
+    samples = fitted * (1 + spread[:, None] * generator.choice(residuals, (len(spread), len(z))))
     c2, c1, _ = np.polyfit(z, samples.T, 2)
     bottoms = np.where(c2 > 0, -c1 / (2 * np.where(c2 > 0, c2, 1.0)), np.where(c1 > 0, z.min(), z.max()))
     drawn: Array = np.clip(bottoms, z.min() - 2, z.max() + 2) + valley.centre

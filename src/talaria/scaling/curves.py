@@ -88,10 +88,9 @@ def classify(series: Series, seed: int = 0) -> Curve:
     window = max(_WINDOW, gap)
     weights = np.ones(len(x)) if series.errors is None else 1 / series.errors
     families = _families(x, next_scale(x), window, weights)
-    y = series.y * weights
     known = series.errors is not None
-    if not known:
-        y = y / max(float(np.std(y)), 1e-300)
+    middle, spread = (0.0, 1.0) if known else _scale_of(series.y)
+    y = (series.y - middle) / spread * weights
     fits = {name: _fit(family, y) for name, family in families.items()}
     m = len(x)
     penalty = math.log(max(series.n_observations or m, m))  # Schwarz 1978
@@ -113,11 +112,14 @@ def classify(series: Series, seed: int = 0) -> Curve:
     position = fits["step"][1]
     jump_at = float((x[position] + x[position + 1]) / 2)
     kind, reason = _verdict(probabilities, shapes["step"], p_smooth, float(x[position + 1] - x[position]))
-    predicted = _predict(families, fits, scores, dispersion, seed)
-    if not known:
-        spread = float(np.std(series.y))
-        predicted = (predicted[0] * spread, predicted[1] * spread, predicted[2] * spread)
-    return Curve(kind, probabilities, p_smooth, steepest, jump_at, predicted, reason)
+    ahead, low, high = (middle + spread * value for value in _predict(families, fits, scores, dispersion, seed))
+    return Curve(kind, probabilities, p_smooth, steepest, jump_at, (ahead, low, high), reason)
+
+
+def _scale_of(y: Array) -> tuple[float, float]:
+    """Mean and standard deviation; scores that differ by rounding alone have none, and stay as they are."""
+    middle, spread = float(np.mean(y)), float(np.std(y))
+    return middle, spread if spread > 1e-12 * float(np.max(np.abs(y))) else 1.0
 
 
 _WORDS = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from talaria.scaling.fit import Fit, bootstrap_counts
-from talaria.scaling.laws import LAWS, Law
+from talaria.scaling.laws import LAWS, Law, rising
 from talaria.scaling.least_squares import minimise
 from talaria.scaling.points import Array, Index, Points
 
@@ -41,6 +41,11 @@ def diagnose(fit: Fit, points: Points, seed: int = 0) -> list[str]:
         warnings.append(
             f"too few points: {len(points)} rows for {len(fit.theta)} coefficients; the intervals are too narrow, "
             f"so take {_ROWS_A_COEFFICIENT * len(fit.theta)} or more"
+        )
+    for name in rising(fit.coefficients):
+        warnings.append(
+            f"{name} is {fit.coefficients[name]:.3g}: the loss does not fall with scale, which no plan can use; are "
+            "columns exchanged, or the runs not comparable?"
         )
     for name in law.axes:
         values = getattr(points, name)

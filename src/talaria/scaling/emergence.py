@@ -12,6 +12,7 @@ jumps too; with none at hand a rise that may be a jump is "undetermined".
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +28,20 @@ from talaria.scaling.curves import FEWEST_SCALES, KINDS, Curve, Series, classify
 from talaria.scaling.points import Array, read_columns
 
 SCALES = ("params", "tokens", "flops", "step")
-_SMOOTH_WORDS = (
-    *("log", "likelihood", "loss", "nll", "perplexity", "ppl", "bits", "brier", "prob", "entropy", "margin"),
-    *("partial", "credit", "step", "token", "edit", "f1", "bleu", "rouge", "similarity", "soft", "smooth"),
-)
-_LOWER_IS_BETTER = (
-    *("loss", "nll", "perplexity", "ppl", "bits", "brier", "error", "entropy", "distance"),
+# Whole parts of a metric's name: "prob" is in "problems_solved" too, "ppl" in "application_accuracy".
+_LOGS = {"log", "logp", "loglik", "loglikelihood", "logprob", "logprobs", "logit", "logits"}
+_LOGARITHMIC = {"perplexity", "ppl"}
+_LOSSES = {*_LOGARITHMIC, "loss", "logloss", "nll", "bits", "bpb", "bpc", "brier", "entropy", "crossentropy"}
+_LOWER_IS_BETTER = {
+    *(*_LOSSES, "distance", "error", "errors", "mse", "rmse", "mae", "wer", "cer"),
     *("difference", "stereotype"),  # of CrowS-Pairs
-)
-_LOWER_SHARES = ("error", "stereotype")
-_LOGARITHMIC = ("perplexity", "ppl")
+}
+_SMOOTH_PARTS = {
+    *(*_LOSSES, *_LOGS, "likelihood", "prob", "probs", "probability", "margin", "partial", "credit", "step", "steps"),
+    *("token", "tokens", "edit", "f1", "bleu", "chrf", "rouge", "rougel", "similarity", "soft", "smooth"),
+}
+_ALL_OR_NOTHING = "exact"
+"""A name with this part is of a metric that is never smooth, whatever its other parts: `multi_step_exact_match`."""
 _GENTLE = 0.3
 """Share of the rise within one doubling up to which a curve of exact matches is told to be steady by itself, or twice
 the share of an even rise where the scales are few."""
@@ -78,7 +83,8 @@ class Verdict:
     probabilities: dict[str, float]
     reason: str
     metrics: list[MetricCurve]
-    next_scale: float
+    next_scale: float | None
+    """None where one scale alone tells no step."""
     steps_measured: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -111,12 +117,20 @@ class Verdict:
 
 def is_smooth(metric: str, declared: Sequence[str] = ()) -> bool:
     """Whether a metric moves with every small change of the model; told by its name, or `declared`."""
-    name = metric.lower()
-    return metric in declared or any(word in name for word in _SMOOTH_WORDS)
+    parts = _parts(metric)
+    return metric in declared or (_ALL_OR_NOTHING not in parts and not _SMOOTH_PARTS.isdisjoint(parts))
 
 
 def _is_lower_better(metric: str) -> bool:
-    return any(word in metric.lower() for word in _LOWER_IS_BETTER)
+    parts = _parts(metric)
+    return "no" not in parts and not _LOWER_IS_BETTER.isdisjoint(parts)  # `no_errors` is a share of right answers
+
+
+def _parts(metric: str) -> set[str]:
+    """`stepAccuracy`, `step accuracy` and `step_accuracy` are {step, accuracy}; digits at an end are dropped but for
+    `f1`'s."""
+    parts = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", metric).lower())
+    return {*parts, *(part.rstrip("0123456789") for part in parts)}
 
 
 def read_scores(path: Path, scale: str = "params", names: Mapping[str, str] | None = None) -> list[Score]:
@@ -175,7 +189,7 @@ def _judge_task(task: str, metrics: Mapping[str, list[Score]], declared: Sequenc
         reason = f"fewer than {FEWEST_SCALES} scales"
     probability = probabilities[kind] if kind in probabilities else max(probabilities.values())
     longest = max(found, key=lambda one: len(one.scales))
-    ahead = 2 ** next_scale(_log2(longest.scales)) if len(longest.scales) > 1 else math.nan
+    ahead = 2 ** next_scale(_log2(longest.scales)) if len(longest.scales) > 1 else None
     return Verdict(task, kind, probability, probabilities, reason, found, ahead, _measured_steps(found))
 
 
@@ -253,9 +267,8 @@ def _metric_curve(metric: str, rows: list[Score], smooth: bool, seed: int) -> Me
     )
     n = np.array([sum(r.n or 0 for r in group) for group in groups], dtype=np.float64)
     lower = _is_lower_better(metric)
-    is_share = (
-        bool(np.all((scores >= 0) & (scores <= 1)) and np.all(n > 0)) and not lower and "log" not in metric.lower()
-    )
+    is_share = bool(np.all((scores >= 0) & (scores <= 1)) and np.all(n > 0)) and not lower
+    is_share = is_share and _LOGS.isdisjoint(_parts(metric))
     given = [[r.stderr for r in group if r.stderr is not None] for group in groups]
     errors = None
     if all(len(known) == len(group) for known, group in zip(given, groups, strict=True)):
@@ -264,15 +277,13 @@ def _metric_curve(metric: str, rows: list[Score], smooth: bool, seed: int) -> Me
     x = _log2(scales)
     if is_share:
         # The arcsine of a share's root has one standard error everywhere, 1 / (2 sqrt n) (Anscombe 1948).
-        right = 1 - scores if lower else scores
-        curve = classify(Series(x, np.arcsin(np.sqrt(right)), 0.5 / np.sqrt(n), float(n.sum())), seed)
+        curve = classify(Series(x, np.arcsin(np.sqrt(scores)), 0.5 / np.sqrt(n), float(n.sum())), seed)
         ahead = [math.sin(min(max(value, 0.0), math.pi / 2)) ** 2 for value in curve.next_y]
-        ahead = [1 - ahead[0], 1 - ahead[2], 1 - ahead[1]] if lower else ahead
-        steps = fit_steps(x, right, n, next_scale(x)) if len(scales) >= FEWEST_SCALES else None
+        steps = fit_steps(x, scores, n, next_scale(x)) if len(scales) >= FEWEST_SCALES else None
         shown = np.sqrt(scores * (1 - scores) / n) if errors is None else errors
         return MetricCurve(metric, smooth, scales, scores, shown, curve, (ahead[0], ahead[1], ahead[2]), steps)
     sign = -1.0 if lower else 1.0
-    logarithmic = any(word in metric.lower() for word in _LOGARITHMIC) and bool(np.all(scores > 0))
+    logarithmic = not _LOGARITHMIC.isdisjoint(_parts(metric)) and bool(np.all(scores > 0))
     y = sign * (np.log(scores) if logarithmic else scores)
     known_errors = None
     if errors is not None:

@@ -38,7 +38,7 @@ def verdict_table(verdicts: Sequence[Verdict], scale: str) -> Table:
             verdict.kind,
             f"{verdict.probability:.2f}",
             why,
-            f"{verdict.next_scale:.3g}: {', '.join(landing)}",
+            "" if verdict.next_scale is None else f"{verdict.next_scale:.3g}: {', '.join(landing)}",
         )
     return table
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,11 @@ class Law:
     def axes(self) -> tuple[str, ...]:
         """The columns that its loss falls with."""
         return ("params", "tokens") if "params" in self.needs else ("flops",)
+
+
+def rising(found: Mapping[str, float]) -> list[str]:
+    """The exponents among the coefficients `found` by which a loss rises with size or text, or stays."""
+    return [name for name in ("alpha", "beta", "alpha_N", "alpha_D") if name in found and not found[name] > 0]
 
 
 # ------------------------------------------------------------------------------------------ chinchilla

@@ -20,7 +20,7 @@ import numpy as np
 from talaria.errors import UsageError, UserError
 from talaria.scaling.laws import CHINCHILLA as CHINCHILLA_LAW
 from talaria.scaling.laws import KAPLAN as KAPLAN_LAW
-from talaria.scaling.laws import LAWS, REPEATED, Law
+from talaria.scaling.laws import LAWS, REPEATED, Law, rising
 from talaria.scaling.points import Array, Points
 
 _REPETITION = (math.log(15.387756), math.log(5.309743))
@@ -167,6 +167,11 @@ def read_rule(path: Path) -> Rule:
             f"{path}: not a fit ({error!r}); write it with `talaria fit POINTS.csv --output {path}`"
         ) from None
     law = LAWS.get(name)
+    if wrong := rising(found):
+        raise UserError(
+            f"{path}: {wrong[0]} is {found[wrong[0]]:.3g}, a loss that does not fall with scale; fit other "
+            "runs, which carry a plan"
+        )
     if name in ("isoflop", "envelope"):
         n_0, a = found["N_0"], found["a"]
     elif name in ("chinchilla", "repeated"):
@@ -220,7 +225,7 @@ def allocate(rule: Rule, budget: Budget) -> Allocation:
                 f"the text at hand is {rule.best(flops)[1] / budget.tokens:.1f} times too little for this compute"
             )
     if budget.served_tokens is not None and budget.params is None:
-        smaller = _served(rule, 6 * params * tokens, budget.served_tokens)
+        smaller = _served(rule, 6 * params * tokens, budget.served_tokens, budget.tokens)
         params, tokens = params * smaller, tokens / smaller
         notes.append(
             f"{smaller:.2f} times the parameters that training alone would choose, for the answers to be served"
@@ -256,28 +261,33 @@ def _short_of_text(rule: Rule, flops: float, unique: float, params: float) -> fl
     return float(sizes[int(np.argmin(losses))])
 
 
-def _served(rule: Rule, flops: float, served: float) -> float:
+def _served(rule: Rule, flops: float, served: float, unique: float | None) -> float:
     """By how much smaller than without serving: of all models trained for `flops`, the one whose loss no other
     reaches with less compute for training and serving, 6 N D + 2 N S, together (Sardana and Frankle 2023, equation
     2).
 
     On a line of equal loss the cost is least where (6 D + 2 S) / (6 N) = (dL/dN) / (dL/dD), which with C = 6 N D
-    given leaves one N.
+    given leaves one N. Where only `unique` different tokens are there, L is the law of repeated text.
     """
     if rule.law is None or rule.law.name != "chinchilla" or rule.theta is None:
         raise UsageError(
             "--served-tokens needs a law of the loss with a floor; plan with --law chinchilla or a fit of it"
         )
-    log_a, log_b, _, alpha, beta = rule.theta
+    law, theta = (rule.law, rule.theta) if unique is None else (REPEATED, np.append(rule.theta, _REPETITION))
+    step = 1e-4 * np.array([[1, -1, 0, 0], [0, 0, 1, -1]])
 
     def root(tokens_served: float) -> float:
         def excess(log_n: float) -> float:
             log_d = math.log(flops / 6) - log_n
-            gain = math.log(alpha / beta) + log_a - log_b - alpha * log_n + beta * log_d
-            return float(gain - math.log1p(tokens_served / (3 * math.exp(log_d))))
+            params, tokens = np.exp(log_n + step[0]), np.exp(log_d + step[1])
+            different = tokens if unique is None else np.full(4, unique)
+            runs = Points(params, tokens, 6 * params * tokens, np.ones(4), np.arange(4), different)
+            loss = law.predict(theta[None], runs)[0][0]
+            by_params, by_tokens = (max(float(loss[i + 1] - loss[i]), 1e-300) for i in (0, 2))
+            return math.log(by_params / by_tokens) - math.log1p(tokens_served / (3 * math.exp(log_d)))
 
         low, high = 0.0, math.log(flops / 6)
-        for _ in range(200):
+        for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if excess(middle) > 0 else (low, middle)
         return (low + high) / 2

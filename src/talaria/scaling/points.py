@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def read_columns(path: Path, names: Mapping[str, str], wanted: Sequence[str]) ->
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a CSV with the columns {', '.join(wanted)}") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); save it as CSV in UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from None
