@@ -23,7 +23,7 @@ def test_labels_of_a_ranking_with_ties():
     assert pair_labels([[3], [1, 2]]) == {(1, 2): 0, (1, 3): -1, (2, 3): -1}
     assert follows([[1], [2], [3]], [[1], [2, 3]]) and not follows([[2], [1], [3]], [[1], [2, 3]])
     assert not follows([[1], [2]], [[1], [2, 3]]), "an answer that is missing"
-    assert not follows([], [[1], [2]]), "a skip is not right"
+    assert not follows([], [[1], [2]]) and not follows([], [[1, 2]]), "a skip is not right"
 
 
 def test_shares_by_hand():
@@ -111,3 +111,11 @@ def test_simulated_labelers_agree_as_their_accuracy_predicts():
             rows.append(choice(prompt, name, *(("a", "b") if draw.random() < 0.836 else ("b", "a"))))
     found = measure_agreement(rows, resamples=300).among
     assert found.low <= 0.836**2 + 0.164**2 <= found.high
+
+
+def test_what_is_helpful_and_what_is_harmless_are_two_questions():
+    """They agree on both; each one's later row is the other's earlier one."""
+    told = [("ann", "helpful", "ab"), ("bob", "harmless", "ba"), ("ann", "harmless", "ba"), ("bob", "helpful", "ab")]
+    rows = [replace(choice(1, name, *letters), criterion=criterion) for name, criterion, letters in told]
+    found = measure_agreement(rows).among
+    assert (found.n, found.n_prompts, found.share) == (2, 1, 1.0)

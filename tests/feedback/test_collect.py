@@ -72,3 +72,25 @@ def test_known_items_come_in_once_with_their_right_order(queue, tmp_path):
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no ranking"):
         add_known_items(queue, tmp_path / "none.jsonl", "hidden")
+
+
+def test_a_prompt_twice_in_one_file_is_asked_once(queue):
+    counts = answer_prompts(queue, {"m": tiny_engine()}, prompts("hello", "world", "hello"), "p", SETTINGS)
+    assert (counts["asked twice in the file"], counts["answered before"], counts["to be compared"]) == (1, 0, 2)
+    assert queue.progress("ann").left == 2
+
+
+def test_a_file_of_known_items_that_grows_brings_only_what_is_new(queue, tmp_path):
+    rows = [
+        {"messages": prompts(text)[0].messages, "answers": [{"text": "4"}, {"text": "5"}], "ranking": [[0], [1]]}
+        for text in ("2 + 2?", "1 + 3?")
+    ]
+    path = tmp_path / "known.jsonl"
+    for n, new in ((1, 1), (2, 1), (2, 0)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[:n]))
+        assert add_known_items(queue, path, "qualification") == new
+    assert queue.progress("ann").test_items == 2
+    assert add_known_items(queue, path, "hidden") == 2, "another kind"
+    path.write_text(json.dumps({**rows[0], "ranking": [[0, 1]]}) + "\n")
+    with pytest.raises(UserError, match=r"known\.jsonl: '2 \+ 2\?': ties all"):
+        add_known_items(queue, path, "hidden")

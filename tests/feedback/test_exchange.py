@@ -128,7 +128,7 @@ def test_our_own_form_loses_nothing(store, tmp_path):
         "criterion": "helpful",
     }
     store.append_comparison(prompt, [[b], [a, c]], annotator="ann", **details)
-    store.append_comparison(prompt, [[b], [a], [c]], annotator="bob")
+    store.append_comparison(prompt, [[b], [a], [c]], annotator="bob", criterion="helpful")
     export_choices(store.read_comparisons(), tmp_path / "out.jsonl", "jsonl")
     other = FeedbackStore(tmp_path / "other.db")
     import_choices(other, tmp_path / "out.jsonl", "jsonl")
@@ -266,3 +266,34 @@ def test_llama_factory_pairs_come_in(real_data, store, name):
     counts = import_choices(store, real_data / "llama_factory_demo" / name, "dpo")
     assert counts.n >= 10 and counts.left_out == {}
     assert all(choice.messages[-1]["role"] == "user" for choice in store.read_comparisons())
+
+
+@pytest.mark.parametrize("bad", ["\ud800", "a\0b"])
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [
+        ("dpo", {"prompt": "q", "chosen": "BAD", "rejected": "b"}),
+        ("dpo", {"prompt": "BAD", "chosen": "a", "rejected": "b"}),
+        (
+            "jsonl",
+            {"messages": ASKED, "answers": [{"text": "a"}, {"text": "b"}], "ranking": [[0], [1]], "comment": "BAD"},
+        ),
+    ],
+)
+def test_text_that_no_database_holds_is_told_with_its_place(store, tmp_path, bad, form, row):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(row).replace("BAD", json.dumps(bad)[1:-1]) + "\n")
+    with pytest.raises(UserError, match=r"x\.jsonl:1: .*half a character"):
+        import_choices(store, path, form)
+    assert store.read_judgements() == []
+
+
+def test_answers_that_nobody_compared_are_in_no_tree_together(store, tmp_path):
+    for texts in ("ab", "cd"):
+        prompt = store.append_prompt(ASKED[:1])
+        store.append_comparison(
+            prompt, [[store.append_answer(prompt, text, model="m")] for text in texts], annotator="ann"
+        )
+    assert export_choices(store.read_comparisons(), tmp_path / "trees.jsonl", "oasst").n == 2
+    choices, _ = read_choices(tmp_path / "trees.jsonl", "oasst")
+    assert [[answer["text"] for answer in choice.answers] for choice in choices] == [["a", "b"], ["c", "d"]]

@@ -136,3 +136,19 @@ def test_real_prompts_given_twice_are_kept_once(real_data, tmp_path):
     assert once.kept == twice.kept and sum(once.kept.values()) + sum(once.dropped.values()) == n
     short = gather_prompts([path], tmp_path / "short.jsonl", PromptSettings(prefix_characters=30))
     assert sum(short.kept.values()) < 0.97 * n
+
+
+def test_a_system_prompt_that_all_share_makes_no_two_prompts_one():
+    system = {"role": "system", "content": "You are an assistant. " * 20}
+    found = [Prompt([system, *asked(f"Question {n}").messages]) for n in range(5)]
+    found += [Prompt([{**system, "content": system["content"] + "Be brief."}, *found[0].messages[1:]]), found[0]]
+    kept, counts = clean_prompts(found, PromptSettings(prefix_characters=100))
+    assert len(kept) == 6 and counts.dropped["shares its first 100 characters with another, or is equal to it"] == 1
+
+
+@pytest.mark.parametrize("instances", [["a"], {"input": "a"}, "a", 1])
+def test_seed_tasks_of_another_shape_are_told_with_their_place(tmp_path, instances):
+    path = tmp_path / "seeds.jsonl"
+    path.write_text(json.dumps({"instruction": "x", "instances": instances}) + "\n")
+    with pytest.raises(UserError, match=r"seeds\.jsonl:1: instances: write a list"):
+        read_prompts(path)

@@ -196,3 +196,18 @@ def test_a_talk_is_its_own_and_goes_to_nobody_else(store):
     assert queue.open_talk("ann") is None
     [choice] = store.read_comparisons()
     assert (choice.asked_by, choice.source) == ("ann", "annotation page")
+
+
+def test_another_persons_judgement_cannot_be_taken_back(store):
+    filled(store, 1)
+    queue = AnnotationQueue(store, QueueSettings(annotators_per_item=2))
+    row = queue.judge("ann", queue.next("ann").id, ranking=[[0], [1]])
+    queue.judge("bob", queue.next("bob").id, ranking=[[0], [1]])
+    assert queue.undo("bob", row) is None and len(store.read_judgements()) == 2
+
+
+def test_a_known_ranking_that_nobody_could_miss_is_refused(store):
+    prompt = store.append_prompt([{"role": "user", "content": "q"}])
+    ids = [store.append_answer(prompt, text, model="m") for text in "ab"]
+    with pytest.raises(UserError, match="nobody could be wrong"):
+        AnnotationQueue(store).add_item(prompt, ids, "qualification", known=[ids])

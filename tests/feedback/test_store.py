@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -222,3 +222,30 @@ def test_another_schema_or_another_file_is_refused(tmp_path):
         FeedbackStore(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="not a usable database location"):
         FeedbackStore("nosuchdatabase://host/name")
+
+
+def test_a_time_of_another_zone_is_the_same_moment_when_it_is_read(tmp_path):
+    store = FeedbackStore(tmp_path / "feedback.db")
+    prompt = store.append_prompt(MESSAGES)
+    ids = [[store.append_answer(prompt, text, model="m")] for text in "ab"]
+    then = datetime(2024, 1, 1, 12, tzinfo=timezone(timedelta(hours=8)))
+    store.append_comparison(prompt, ids, annotator="ann", created_at=then)
+    assert store.read_comparisons()[0].created_at == then
+
+
+def test_nul_is_refused_where_postgresql_could_not_keep_it_and_left_out_of_answers(tmp_path):
+    store = FeedbackStore(tmp_path / "feedback.db")
+    prompt = store.append_prompt(MESSAGES)
+    ids = [[store.append_answer(prompt, text, model="m")] for text in ("a\0b", "c")]
+    with pytest.raises(UserError, match=r"comment .*NUL"):
+        store.append_comparison(prompt, ids, annotator="ann", comment="x\0y")
+    assert store.read_judgements() == []
+    store.append_comparison(prompt, ids, annotator="ann")
+    assert store.read_comparisons()[0].ranking[0][0].text == "ab"
+
+
+@pytest.mark.parametrize("location", ["://x", "foo://[bad", "postgresql://u:secret@h:port/db"])
+def test_a_location_that_is_no_url_is_told_without_its_password(location):
+    with pytest.raises(UserError, match="not a usable database location") as told:
+        FeedbackStore(location)
+    assert "secret" not in str(told.value)

@@ -158,3 +158,38 @@ def test_guidelines_are_read_as_they_are_now(queue, tmp_path):
         file.write_text(text)
         told = page.call("GET", "/annotate/guidelines").json()
         assert told["en"] == text and "指南" not in told["en"] and "并列" in told["zh"]
+
+
+@pytest.mark.parametrize("body", [{"ranking": [[0], [0]]}, {"verdict": "skipped", "ranking": [[0]]}])
+def test_a_refusal_does_not_tell_which_answer_is_which_in_the_store(page, body):
+    """Answers were stored in the order of the models: their ids would name the model."""
+    assignment = call(page, "next")["item"]["assignment"]
+    told = [
+        page.call(
+            "POST", "/annotate/judge", json={"assignment": assignment, **json.loads(json.dumps(body).replace("0", n))}
+        )
+        for n in "01"
+    ]
+    assert [answer.status_code for answer in told] == [400, 400]
+    for answer, n in zip(told, "01", strict=True):
+        assert json.dumps(body["ranking"]).replace("0", n) in answer.json()["error"]["message"], (
+            "the caller's own places"
+        )
+
+
+def test_an_undo_that_is_told_again_takes_no_other_judgement_back(page, queue):
+    first = call(page, "next")
+    assert first["last"] is None
+    for _ in range(2):
+        state = call(page, "judge", assignment=call(page, "next")["item"]["assignment"], ranking=[[0], [1]])
+    undone = call(page, "undo", judgement=state["last"])
+    assert call(page, "undo", judgement=state["last"])["item"] == undone["item"]
+    assert [row.verdict for row in queue.store.read_judgements()] == ["ranked", "ranked", "withdrawn"]
+    call(page, "judge", assignment=undone["item"]["assignment"], ranking=[[1], [0]])
+    assert call(page, "undo", judgement=state["last"])["done"] == 2, "what was judged anew stands"
+
+
+def test_numbers_that_no_store_holds_are_refused(page):
+    for name, body in (("judge", {"assignment": 2**31, "ranking": [[0], [1]]}), ("undo", {"judgement": 2**31})):
+        response = page.call("POST", f"/annotate/{name}", json=body)
+        assert response.status_code == 400 and "less than 2147483648" in response.json()["error"]["message"]

@@ -284,6 +284,34 @@ def test_talking_goes_on_with_the_best_answer(annotation: Annotation, browser: B
     page.close()
 
 
+def test_whoever_comes_next_is_not_shown_the_last_ones_conversation(annotation: Annotation, browser: Browser) -> None:
+    ann, bob = (make_key(annotation.folder / "keys.json", name) for name in ("ann", "bob"))
+    annotation.start("--set", "collect.max_tokens=12")
+    page = browser.open(annotation.address, private=True)
+    sign_in(page, ann)
+    page.wait("!document.querySelector('#talk-tab').hidden")
+    page.click("#talk-tab")
+    page.wait("!document.querySelector('#composer').hidden")
+    page.click("#text")
+    page.type("a secret of mine")
+    page.press("Enter")
+    page.wait("document.querySelectorAll('.card').length === 2")
+    page.press("1")
+    page.press("Enter")
+    page.wait("!document.querySelector('#composer').hidden && !document.querySelector('.card')")
+    # The key is changed behind the page's back, as when a tab is closed whose key was not kept.
+    keep_key = "for (const kept of [localStorage, sessionStorage]) if (kept.getItem('talaria.key'))"
+    for key, sees in ((ann, True), (bob, False), (ann, False)):
+        page.run(f"(() => {{ {keep_key} kept.setItem('talaria.key', '{key}'); }})()")
+        page.reload()
+        page.wait("!document.querySelector('#talk-tab').hidden")
+        page.click("#talk-tab")
+        page.wait("!document.querySelector('#composer').hidden")
+        assert ("a secret of mine" in page.text("#log")) == sees, key
+    assert page.problems == []
+    page.close()
+
+
 def test_on_a_phone_everything_is_there_and_nothing_sticks_out(annotation: Annotation, browser: Browser) -> None:
     key = make_key(annotation.folder / "keys.json", "ann")
     fill(FeedbackStore(annotation.store), 2)

@@ -20,6 +20,7 @@ import numpy as np
 from talaria.feedback.store import Comparison
 
 Pair = tuple[int, int]
+Question = tuple[str | None, Pair]  # a criterion, and the answers that were compared by it
 
 
 @dataclass(frozen=True)
@@ -62,25 +63,27 @@ def pair_labels(ranking: Sequence[Sequence[int]]) -> dict[Pair, int]:
 
 
 def follows(ranking: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -> bool:
-    """Whether `ranking` has every pair that `known` orders in that order; what `known` ties may come as it likes."""
+    """Whether `ranking` has every pair that `known` orders in that order; what `known` ties may come as it likes. No
+    ranking, as a skip has none, is never right."""
     told = pair_labels(ranking)
-    return all(told.get(pair) == label for pair, label in pair_labels(known).items() if label)
+    return bool(told) and all(told.get(pair) == label for pair, label in pair_labels(known).items() if label)
 
 
 def measure_agreement(
     comparisons: Sequence[Comparison], held_out: Collection[str] = (), resamples: int = 2000, seed: int = 0
 ) -> AgreementReport:
-    """Agreement over all pairs of answers that two people ranked. `comparisons`: those that stand, ranked.
+    """Agreement over all pairs of answers that two people ranked by the same criterion. `comparisons`: those that
+    stand, ranked.
 
-    A person who ranked the same pair twice counts once, by the later row.
+    A person who ranked the same pair by the same criterion twice counts once, by the later row.
     """
-    judged: dict[int, dict[Pair, dict[str, int]]] = defaultdict(
+    judged: dict[int, dict[Question, dict[str, int]]] = defaultdict(
         lambda: defaultdict(dict)
-    )  # prompt -> pair -> who: label
+    )  # prompt -> criterion, pair -> who: label
     for choice in comparisons:
         ranking = [[answer.id for answer in group] for group in choice.ranking]
         for pair, label in pair_labels(ranking).items():
-            judged[choice.prompt_id][pair][choice.annotator] = label
+            judged[choice.prompt_id][choice.criterion, pair][choice.annotator] = label
     annotators = sorted({choice.annotator for choice in comparisons})
 
     def measured(counts: Callable[[str, str], bool]) -> Agreement:

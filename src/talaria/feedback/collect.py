@@ -18,7 +18,7 @@ from talaria.errors import UserError
 from talaria.feedback.exchange import read_choices
 from talaria.feedback.prompts import Prompt
 from talaria.feedback.queue import AnnotationQueue, Kind
-from talaria.feedback.schema import prompts, sa
+from talaria.feedback.schema import answers, items, prompts, sa
 from talaria.feedback.settings import CollectSettings
 from talaria.infer.contract import row_seed
 from talaria.infer.engine import Engine
@@ -45,8 +45,13 @@ def answer_prompts(
     with queue.store.database.reading() as connection:
         rows = connection.execute(sa.select(prompts.c.messages).where(prompts.c.source == source)).scalars()
         known = {json.dumps(messages, sort_keys=True) for messages in rows}
-    new = [(index, p) for index, p in enumerate(asked) if json.dumps(p.messages, sort_keys=True) not in known]
-    counts["answered before"] = len(asked) - len(new)
+    first: dict[str, tuple[int, Prompt]] = {}
+    for index, prompt in enumerate(asked):
+        key = json.dumps(prompt.messages, sort_keys=True)
+        counts["answered before"] += key in known
+        counts["asked twice in the file"] += key not in known and key in first
+        first.setdefault(key, (index, prompt))
+    new = [first[key] for key in first if key not in known]
     n_new = len(new)
     new = [(index, p) for index, p in new if all(len(e.chat_prompt(p.messages)) < e.context for e in engines.values())]
     counts["too long for a model's context"] = n_new - len(new)
@@ -64,12 +69,12 @@ def answer_prompts(
                     drawn[place].append(
                         {"text": completion.text, "model": name, "seed": seeds[place], "sampling": sampling}
                     )
-        for (_, prompt), answers in zip(part, drawn, strict=True):
+        for (_, prompt), texts in zip(part, drawn, strict=True):
             with queue.store.together():
                 prompt_id = queue.store.append_prompt(
                     prompt.messages, source=source, asked_by=prompt.user, split=prompt.split
                 )
-                answer_ids = [queue.store.append_answer(prompt_id, **answer) for answer in answers]
+                answer_ids = [queue.store.append_answer(prompt_id, **answer) for answer in texts]
                 if len(answer_ids) > 1:
                     queue.add_item(prompt_id, answer_ids)
             counts["to be compared" if len(answer_ids) > 1 else "answers all equal"] += 1
@@ -78,16 +83,43 @@ def answer_prompts(
 
 
 def add_known_items(queue: AnnotationQueue, path: Path, kind: Kind) -> int:
-    """Items with known rankings from a file of choices in our own form ("jsonl"); returns how many were new."""
+    """Items with known rankings from a file of choices in our own form ("jsonl"); returns how many were new: a file
+    that was added to brings what it has more."""
     choices, left_out = read_choices(path, "jsonl")
     if not choices:
         raise UserError(f"{path}: holds no ranking {left_out or ''}; write rows with messages, answers and ranking")
     source = f"{kind}:{path.name}#{sha256(path)[:16]}"
+    n_new = 0
     with queue.store.together():
-        if queue.store.has_source(source):
-            return 0
+        there = _known_contents(queue, kind)
         for choice in choices:
+            if len(choice.ranking) < 2:
+                asked = choice.messages[-1]["content"][:60]
+                raise UserError(f"{path}: {asked!r}: ties all answers, so that nobody could be wrong; take the row out")
+            texts = [[choice.answers[place]["text"] for place in group] for group in choice.ranking]
+            content = _content(choice.messages, texts)
+            if content in there:
+                continue
+            there.add(content)
+            n_new += 1
             prompt = queue.store.append_prompt(choice.messages, source=source)
             ids = [queue.store.append_answer(prompt, **answer) for answer in choice.answers]
             queue.add_item(prompt, ids, kind, known=[[ids[place] for place in group] for group in choice.ranking])
-    return len(choices)
+    return n_new
+
+
+def _known_contents(queue: AnnotationQueue, kind: Kind) -> set[str]:
+    chosen = sa.select(items.c.known, prompts.c.messages).join(prompts, items.c.prompt_id == prompts.c.id)
+    of_items = sa.select(items.c.prompt_id).where(items.c.kind == kind)
+    with queue.store.database.reading() as connection:
+        rows = connection.execute(
+            sa.select(answers.c.id, answers.c.text).where(answers.c.prompt_id.in_(of_items))
+        ).all()
+        texts = {row.id: row.text for row in rows}
+        found = connection.execute(chosen.where(items.c.kind == kind)).all()
+    return {_content(row.messages, [[texts[id] for id in group] for group in row.known]) for row in found}
+
+
+def _content(messages: Sequence[Mapping[str, Any]], texts: list[list[str]]) -> str:
+    """What two items with a known ranking are equal by; the order within a group says nothing."""
+    return json.dumps([messages, [sorted(group) for group in texts]], sort_keys=True)

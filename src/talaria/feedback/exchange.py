@@ -52,10 +52,24 @@ def read_choices(path: Path, form: str) -> tuple[list[Choice], dict[str, int]]:
                 if isinstance(choice, str):
                     left_out[choice] += 1
                 else:
+                    _require_text([choice.messages, choice.answers, choice.annotator, choice.details], place)
                     choices.append(choice)
         except LeftOut as reason:
             left_out[str(reason)] += 1
     return choices, dict(left_out)
+
+
+def _require_text(value: Any, place: str) -> None:
+    """Raises UserError for text in `value`, at any depth, that a database cannot hold: JSON writes halves of characters
+    and NUL as escapes, which are well-formed there and in no other text."""
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{place}: {value[:60]!a} holds NUL or half a character; mend the row or take it out")
+    elif isinstance(value, Mapping):
+        _require_text([*value, *value.values()], place)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _require_text(part, place)
 
 
 def import_choices(

@@ -8,6 +8,7 @@ exchange.py says what the forms are and does the files.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -203,7 +204,8 @@ def _read_tree(row: dict[str, Any], place: str) -> Iterator[Choice | str]:
 
 
 def _write_trees(comparisons: Iterable[Comparison], left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """A tree for each first message; replies that several people ranked stand by their mean place."""
+    """A tree for each first message; replies that several people ranked stand by their mean place. A conversation that
+    was stored twice, with answers that nobody compared with each other, gets a tree more."""
     places: dict[tuple[int, int], list[int]] = defaultdict(list)
     prompts: dict[int, Comparison] = {}
     answers: dict[int, dict[int, Any]] = defaultdict(dict)
@@ -215,13 +217,17 @@ def _write_trees(comparisons: Iterable[Comparison], left_out: Counter[str]) -> I
                 places[choice.prompt_id, answer.id].append(above)
                 answers[choice.prompt_id][answer.id] = answer
             above += len(group)
-    trees: dict[str, dict[str, Any]] = {}
+    trees: dict[tuple[str, int], dict[str, Any]] = {}
+    times: Counter[str] = Counter()  # of a conversation
     for prompt_id, choice in prompts.items():
         turns = choice.messages
         if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
             left_out["a tree has no place for a system prompt or tools"] += 1
             continue
-        node = trees.setdefault(turns[0]["content"], _node(turns[0]["content"], "prompter", str(prompt_id)))
+        conversation = json.dumps([turn["content"] for turn in turns])
+        which = turns[0]["content"], times[conversation]
+        times[conversation] += 1
+        node = trees.setdefault(which, _node(turns[0]["content"], "prompter", str(prompt_id)))
         for turn in turns[1:]:
             role = "prompter" if turn["role"] == "user" else "assistant"
             node = _reply(node, turn["content"], role)

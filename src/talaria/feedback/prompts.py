@@ -123,10 +123,14 @@ def _without_beginnings(prompts: list[Prompt], dropped: Counter[str]) -> list[Pr
 
 def _without_duplicates(prompts: list[Prompt], n_characters: int, dropped: Counter[str]) -> list[Prompt]:
     """Two prompts are the same if they share their first n characters, or are equal and shorter: sharing a prefix of
-    that length is an equivalence, so the prefix is a key and no pair is compared. The first one stays."""
-    first: dict[str, Prompt] = {}
+    that length is an equivalence, so the prefix is a key and no pair is compared. The first one stays.
+
+    System turns count whole, beside the prefix: a whole service shares one, and what its users ask comes behind it."""
+    first: dict[tuple[str, str], Prompt] = {}
     for prompt in prompts:
-        first.setdefault(_key(prompt.messages)[:n_characters], prompt)
+        system = [turn for turn in prompt.messages if turn["role"] == "system"]
+        said = [turn for turn in prompt.messages if turn["role"] != "system"]
+        first.setdefault((_key(system), _key(said)[:n_characters]), prompt)
     dropped[f"shares its first {n_characters} characters with another, or is equal to it"] += len(prompts) - len(first)
     return list(first.values())
 
@@ -177,8 +181,10 @@ def _prompt(row: Any, place: str, source: str) -> Prompt:
     elif isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
     elif isinstance(row.get("instruction"), str):
-        first: dict[str, Any] = (row.get("instances") or [{}])[0]  # of seed tasks
-        given = row.get("input", first.get("input"))
+        instances = row.get("instances") or [{}]  # of seed tasks
+        if not isinstance(instances, list) or not isinstance(instances[0], dict):
+            raise UserError(f'{place}: instances: write a list of {{"input": ..., "output": ...}}')
+        given = row.get("input", instances[0].get("input"))
         asked = "\n\n".join(part for part in (row["instruction"], given) if isinstance(part, str) and part)
         messages = [{"role": "user", "content": asked}]
     else:

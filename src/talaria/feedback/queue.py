@@ -53,13 +53,15 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Progress:
-    """Of one annotator: judgements that stand, items still to be had, and the qualification test."""
+    """Of one annotator: judgements that stand, items still to be had, the qualification test, and the number of the
+    judgement that `undo` takes back, if there is one."""
 
     done: int
     left: int
     test: Test
     test_done: int
     test_items: int
+    last: int | None = None
 
 
 class AnnotationQueue:
@@ -89,6 +91,8 @@ class AnnotationQueue:
             raise UserError(f"item of answers {list(answer_ids)}: needs 2 to {MOST_ANSWERS} different answers")
         if (known is not None) != (kind in ("qualification", "hidden")):
             raise UserError(f"kind={kind!r}: qualification and hidden items, and no others, need a known ranking")
+        if known is not None and len(known) == 1:
+            raise UserError(f"known ranking {known}: ties all answers, so that nobody could be wrong; leave it out")
         if known is not None and sorted(id for group in known for id in group) != sorted(answer_ids):
             raise UserError(f"known ranking {known}: must hold each of the item's answers once")
         with self._database.writing() as connection:
@@ -161,9 +165,8 @@ class AnnotationQueue:
                 raise UserError("verdict='withdrawn': take a judgement back with undo")
             if unknown := set(flags or {}) - set(FLAGS):
                 raise UserError(f"flag {sorted(unknown)[0]!r}: unknown; use {', '.join(FLAGS)}")
+            _check_places(ranking, len(given.answer_ids), verdict)
             ids = [[_at(given, place) for place in group] for group in ranking]
-            if verdict == "ranked" and sum(map(len, ids)) != len(given.answer_ids):
-                raise UserError(f"ranking {ranking}: must hold each of the {len(given.answer_ids)} answers once")
             return self.store.append_comparison(
                 given.prompt_id,
                 ids,
@@ -178,19 +181,20 @@ class AnnotationQueue:
                 assignment_id=assignment_id,
             )
 
-    def undo(self, annotator: str) -> Assignment | None:
-        """Take the last judgement that stands back, by one more row; returns its assignment, which is open again."""
+    def undo(self, annotator: str, judgement: int | None = None) -> Assignment | None:
+        """Take the last judgement that stands back, by one more row; returns its assignment, which is open again.
+
+        `judgement`: the row that is meant, which a page names so that it may tell again what it heard no answer to: of
+        one that was taken back already the assignment is returned if it is open still, and nothing is written.
+        """
         with self._database.writing() as connection:
-            mine = sa.select(comparisons).where(
-                comparisons.c.annotator == annotator, comparisons.c.assignment_id.is_not(None), _stands
-            )
-            last = connection.execute(mine.order_by(comparisons.c.id.desc()).limit(1)).first()
+            if judgement is not None and (again := self._taken_back(connection, annotator, judgement)) is not None:
+                return self._open_assignment(connection, annotator, assignments.c.id == again, assignments.c.id)
+            last = self._last(connection, annotator, judgement)
             if last is None:
                 return None
             given = self._assignment(connection, annotator, assignments.c.id == last.assignment_id)
             assert given is not None
-            if given.kind == "qualification" and self._test(connection, annotator)[0] != "open":
-                return None  # a test that has been told how it ended is not taken again
             self.store.append_comparison(
                 last.prompt_id,
                 [],
@@ -213,6 +217,7 @@ class AnnotationQueue:
             available = sa.select(sa.func.count()).select_from(self._available(annotator).subquery())
             open_ones = self._open_ids(annotator).where(items.c.kind.in_(("ordinary", "hidden")))
             test, test_done, test_items = self._test(connection, annotator)
+            last = self._last(connection, annotator)
             left = connection.execute(available).scalar_one() + self._hidden_left(connection, annotator)
             return Progress(
                 done=connection.execute(mine).scalar_one(),
@@ -220,6 +225,7 @@ class AnnotationQueue:
                 test=test,
                 test_done=test_done,
                 test_items=test_items,
+                last=None if last is None else last.id,
             )
 
     def known_rankings(self) -> dict[int, tuple[Kind, list[list[int]], list[int]]]:
@@ -230,6 +236,27 @@ class AnnotationQueue:
         return {row.id: (row.kind, row.known or [], row.shown) for row in rows}
 
     # ------------------------------------------------------------------------------- inside
+
+    def _last(self, connection: sa.Connection, annotator: str, judgement: int | None = None) -> sa.Row[Any] | None:
+        """The judgement that `undo` takes back: the one that is meant, else the last; None where there is none."""
+        mine = sa.select(comparisons, items.c.kind).join(assignments, comparisons.c.assignment_id == assignments.c.id)
+        mine = mine.join(items, assignments.c.item_id == items.c.id)
+        mine = mine.where(comparisons.c.annotator == annotator, _stands)
+        if judgement is not None:
+            mine = mine.where(comparisons.c.id == judgement)
+        last = connection.execute(mine.order_by(comparisons.c.id.desc()).limit(1)).first()
+        if last is not None and last.kind == "qualification" and self._test(connection, annotator)[0] != "open":
+            return None  # a test that has been told how it ended is not taken again
+        return last
+
+    def _taken_back(self, connection: sa.Connection, annotator: str, judgement: int) -> int | None:
+        """The assignment of a judgement of `annotator` that was taken back already; None of one that was not."""
+        back = sa.select(comparisons.c.assignment_id).where(
+            comparisons.c.replaces == judgement,
+            comparisons.c.annotator == annotator,
+            comparisons.c.verdict == "withdrawn",
+        )
+        return connection.execute(back).scalar()
 
     def _open_ids(self, annotator: str) -> sa.Select[Any]:
         judged = sa.exists(
@@ -341,6 +368,17 @@ class AnnotationQueue:
             return "open", len(told), len(known)
         right = sum(follows(told[item], known[item]) for item in known)
         return ("passed" if right >= self.settings.pass_share * len(known) else "failed"), len(told), len(known)
+
+
+def _check_places(ranking: Sequence[Sequence[int]], n_answers: int, verdict: Verdict) -> None:
+    """Before places become ids: what the store says of a ranking names ids, whose order tells the models."""
+    if verdict != "ranked":
+        if ranking:
+            raise UserError(f"verdict={verdict!r} with ranking {ranking}: leave the ranking empty")
+    elif not all(ranking) or sorted(place for group in ranking for place in group) != list(range(n_answers)):
+        raise UserError(
+            f"ranking {ranking}: must hold each of the {n_answers} answers once, in groups that are not empty"
+        )
 
 
 def _at(given: Assignment, place: int) -> int:

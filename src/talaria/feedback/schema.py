@@ -9,6 +9,7 @@ Rows are only added. An older schema version is brought up when it is opened, in
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,7 +151,9 @@ class Database:
         self.location = str(location)
         self._inside = threading.local()
         is_url = "://" in self.location
-        if not is_url:
+        if is_url:
+            _require_url(self.location)
+        else:
             Path(location).resolve().parent.mkdir(parents=True, exist_ok=True)
         try:
             url = sa.make_url(self.location) if is_url else sa.URL.create("sqlite", database=self.location)
@@ -229,6 +232,15 @@ class Database:
             )
 
 
+def _require_url(location: str) -> None:
+    """Raises UserError, without the password, for what is no URL: nothing of it can be shown by its parts."""
+    try:
+        sa.make_url(location)
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: of a port that is no number
+        shown = re.sub(r"//.*@", "//***@", location)
+        raise UserError(f"{shown}: not a usable database location; write postgresql://USER@HOST:PORT/NAME") from None
+
+
 def insert(connection: sa.Connection, table: sa.Table, **values: Any) -> int:
     """Add a row, created now unless told otherwise; returns its id."""
     return insert_all(connection, table, [values])[0]
@@ -238,6 +250,9 @@ def insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Mappin
     """Add rows of the same columns, in a few statements however many they are; returns their ids in order."""
     if not rows:
         return []
+    for name, value in ((name, value) for row in rows for name, value in row.items() if isinstance(value, str)):
+        if "\0" in value:
+            raise UserError(f"{table.name}.{name} {value[:60]!r}: holds the character NUL; take it out")
     made = table.insert().returning(table.c.id, sort_by_parameter_order=True)
     now = datetime.now(UTC)
     return [int(id) for id in connection.execute(made, [{"created_at": now, **row} for row in rows]).scalars()]

@@ -152,8 +152,9 @@ class FeedbackStore:
         seed: int | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> int:
-        """Store an answer to a prompt; returns its id."""
-        values = {"text": text, "model": model, "seed": seed, "sampling": dict(sampling or {})}
+        """Store an answer to a prompt; returns its id. NUL, which a model may write and PostgreSQL keeps in no text, is
+        left out."""
+        values = {"text": text.replace("\0", ""), "model": model, "seed": seed, "sampling": dict(sampling or {})}
         with self.database.writing() as connection:
             self._require(connection, prompts, [prompt_id], "prompt")
             return insert(connection, answers, prompt_id=prompt_id, **values)
@@ -324,7 +325,7 @@ def comparison_row(
         "scores": {str(answer_id): score for answer_id, score in (scores or {}).items()},
         "comment": comment or None,
         "criterion": criterion,
-        "created_at": created_at or datetime.now(UTC),
+        "created_at": in_utc(created_at or datetime.now(UTC)).astimezone(UTC),  # SQLite keeps no zone
     }
 
 

@@ -54,13 +54,22 @@ class Judgement(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    assignment: Annotated[int, Field(ge=1, lt=2**63)]
+    assignment: Annotated[int, Field(ge=1, lt=2**31)]
     verdict: Literal["ranked", "skipped"] = "ranked"
     ranking: Annotated[list[list[Place]], Field(max_length=9)] = []
     scores: dict[Annotated[str, Field(pattern="^[0-8]$")], Annotated[int, Field(ge=1, le=7)]] = {}
     flags: dict[str, list[Place]] = {}
     comment: Text = ""
     seconds: Annotated[float, Field(ge=0)] | None = None
+
+
+class Undo(BaseModel):
+    """Which judgement is taken back, as `last` of a reply named it, so that a second try takes no other; None: the
+    last."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    judgement: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class Talk(BaseModel):
@@ -116,6 +125,7 @@ def create_annotation_app(
             "test": progress.test,
             "test_done": progress.test_done,
             "test_items": progress.test_items,
+            "last": progress.last,
             "item": None if given is None else _shown(given),
         }
 
@@ -154,11 +164,11 @@ def create_annotation_app(
         return await asyncio.to_thread(keep)
 
     @app.post("/annotate/undo")
-    async def undo(request: Request) -> dict[str, Any]:
+    async def undo(body: Undo, request: Request) -> dict[str, Any]:
         annotator = request.scope["talaria.key"]
 
         def take_back() -> dict[str, Any]:
-            given = queue.undo(annotator)
+            given = queue.undo(annotator, body.judgement)
             return following(annotator, talk=False) if given is None else state(annotator, given)
 
         return await asyncio.to_thread(take_back)

@@ -124,7 +124,8 @@ def create_app(
         model = asked_for(body.model)
         messages, plan = [message.plain() for message in body.messages], plan_tools(model.engine, body)
         if settings.prompt_log is not None:
-            await asyncio.to_thread(log_prompt, settings.prompt_log, messages, request.scope["talaria.key"])
+            user = None if keyring is None else request.scope["talaria.key"]  # without keys all would be one person
+            await asyncio.to_thread(log_prompt, settings.prompt_log, messages, user)
 
         def encode() -> list[list[int]]:
             engine = model.engine

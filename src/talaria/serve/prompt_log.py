@@ -22,11 +22,12 @@ def open_prompt_log(path: str) -> int:
         raise UserError(f"prompt_log {path}: cannot be written ({error.strerror}); name another file") from None
 
 
-def log_prompt(path: str, messages: Sequence[Mapping[str, Any]], user: str) -> None:
-    """Add a line to the file. One write at its end, so that lines of several servers never mix."""
+def log_prompt(path: str, messages: Sequence[Mapping[str, Any]], user: str | None) -> None:
+    """Add a line to the file. One write at its end, so that lines of several servers never mix. `user` None: nobody
+    knows who. Half a character, which a tool call's arguments may hold, becomes "?": no reader takes it as text."""
     row = {"messages": messages, "user": user, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     descriptor = open_prompt_log(path)
     try:
-        os.write(descriptor, (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+        os.write(descriptor, (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
     finally:
         os.close(descriptor)

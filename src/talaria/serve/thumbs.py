@@ -38,7 +38,7 @@ class Thumb(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     rating: Annotated[int, Field(ge=-1, le=1)]
-    answer_id: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    answer_id: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     model: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256, fail_fast=True)] | None = None
     answer: Text | None = None

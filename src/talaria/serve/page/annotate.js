@@ -17,7 +17,7 @@ let state = null; // what the server told last
 let item = null; // what is judged now
 let choice = null; // {groups, scores, flags, comment}: the judgement that is being made
 let talking = false;
-let talk = stored(TALK) ?? []; // the annotator's own conversation
+let talk = []; // the annotator's own conversation
 let tieNext = false;
 let focused = 0;
 let busy = false;
@@ -26,8 +26,17 @@ let since = null; // when the item came into view, null while the page is hidden
 
 // -------------------------------------------------------------------------------------------------- what is shown
 
-function take(told) {
+// What this browser keeps is one person's: whoever comes next is not shown it.
+function hear(told) {
+  if (told.annotator !== state?.annotator) {
+    for (const name of [TALK, DRAFT]) if (stored(name)?.annotator !== told.annotator) localStorage.removeItem(name);
+    talk = stored(TALK)?.messages ?? [];
+  }
   state = told;
+}
+
+function take(told) {
+  hear(told);
   show(talking ? (told.item?.talk ? told.item : null) : told.item);
 }
 
@@ -87,8 +96,8 @@ function refresh() {
     $("bar").value = state.done;
     $("open-key").title = words("signedIn", state.annotator);
   }
-  $("undo").disabled = busy || !state || (!state.done && !state.test_done);
-  $("undo-last").hidden = !state?.done;
+  $("undo").disabled = busy || !state?.last;
+  $("undo-last").hidden = !state?.last;
   $("skip").disabled = busy;
   $("tie").disabled = busy;
   $("submit").disabled = busy || !isWhole();
@@ -157,7 +166,7 @@ function unplaced() {
 }
 
 function keepDraft() {
-  keep(DRAFT, { assignment: item.assignment, ...choice });
+  keep(DRAFT, { annotator: state.annotator, assignment: item.assignment, ...choice });
   refresh();
 }
 
@@ -186,7 +195,7 @@ async function judge(verdict) {
     }
   }
   item = null;
-  state = told;
+  hear(told);
   show(talking ? null : told.item);
   status(words("kept"));
   if (talking) $("text").focus();
@@ -194,10 +203,11 @@ async function judge(verdict) {
 
 async function undo() {
   if ($("undo").disabled) return;
-  const told = await call("undo", undefined, undo);
+  // Named, so that a second try after a lost answer takes no other judgement back.
+  const told = await call("undo", { judgement: state.last }, undo);
   if (!told) return;
   talking = Boolean(told.item?.talk);
-  state = told;
+  hear(told);
   show(told.item);
 }
 
@@ -290,7 +300,7 @@ function openKeyDialog(problem = "") {
 
 function setTalk(messages) {
   talk = messages;
-  keep(TALK, talk);
+  keep(TALK, { annotator: state.annotator, messages: talk });
 }
 
 function stored(name) {
@@ -385,10 +395,9 @@ $("language").addEventListener("click", () => {
 $("key-dialog").querySelector("form").addEventListener("submit", async (event) => {
   const fields = event.target.elements;
   if (loadKey() && loadKey() !== fields.key.value.trim()) {
-    // Somebody else: what the last person wrote is not theirs.
-    setTalk([]);
-    localStorage.removeItem(DRAFT);
-    [item, state, talking] = [null, null, false];
+    // Somebody else, perhaps: `hear` looks what is theirs.
+    [item, state, talking, talk] = [null, null, false, []];
+    $("text").value = "";
   }
   saveKey(fields.key.value.trim(), fields.keep.checked);
   fields.key.value = "";
