@@ -127,7 +127,7 @@ def _out_of_distribution(
 
 def _strange(held_out: Sequence[Compared], context: int) -> list[tuple[list[int], list[int]]]:
     """Every held-out prompt with an answer to another one that it does not have itself, where that fits."""
-    pairs = []
+    pairs: list[tuple[list[int], list[int]]] = []
     for number, prompt in enumerate(held_out):
         other = held_out[(number + len(held_out) // 2) % len(held_out)]
         for asked, _ in prompt.ids:
