@@ -6,7 +6,6 @@ fine-tuned model. Writes model/, checkpoints/, metrics.jsonl and training.json.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder
 from talaria.train.answers import answer_log_probs
 from talaria.train.policy_losses import preference_loss
-from talaria.train.reward import Compared, as_answers, as_micro_batches, pairs_of, read_compared, same_data
+from talaria.train.reward import Compared, as_answers, as_micro_batches, batch_of, pairs_of, read_compared, same_data
 from talaria.train.settings import DpoSettings
 from talaria.train.tuning import Tuning
 
@@ -55,9 +54,7 @@ def dpo(settings: DpoSettings, base: Path, databases: Sequence[str | Path], seed
 
     with tuning.progress:
         while not tuning.finished:
-            epoch, batch = divmod(tuning.step, per_epoch)
-            order = random.Random(f"{seed}/{epoch}").sample(range(len(training)), len(training))
-            chosen = [training[i] for i in order[batch * settings.batch_prompts : (batch + 1) * settings.batch_prompts]]
+            chosen = batch_of(training, settings.batch_prompts, tuning.step, seed)
             micro = as_micro_batches(chosen, settings.micro_batch_tokens, tuning.cores(len(chosen)))
             loss = tuning.backward(loss_of, micro, len(chosen), "policy") / len(chosen)
             norm = tuning.update(loss)

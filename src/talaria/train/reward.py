@@ -90,9 +90,7 @@ def train_reward(
 
     with tuning.progress:
         while not tuning.finished:
-            epoch, batch = divmod(tuning.step, per_epoch)
-            order = random.Random(f"{seed}/{epoch}").sample(range(len(training)), len(training))
-            chosen = [training[i] for i in order[batch * settings.batch_prompts : (batch + 1) * settings.batch_prompts]]
+            chosen = batch_of(training, settings.batch_prompts, tuning.step, seed)
             micro = as_micro_batches(chosen, settings.micro_batch_tokens, tuning.cores(len(chosen)))
             loss = tuning.backward(loss_of, micro, len(chosen), "reward") / len(chosen)
             norm = tuning.update(loss)
@@ -104,7 +102,7 @@ def train_reward(
         model.bias.sub_(mean)
     with atomic_folder(folder / "reward_model") as target:
         save_scalar_model(model, tokenizer, target)
-    quality = measure_quality(model, training, held_out, folder)
+    quality = measure_quality(model, training, held_out)
     atomic_write(folder / "reward.json", to_json(quality))
     tuning.close(
         prompts=len(training),
@@ -158,6 +156,13 @@ def read_compared(
             "validate on: too few; collect more, or give them other splits"
         )
     return training, held_out, len(prompts) - len(kept)
+
+
+def batch_of(training: list[Compared], size: int, step: int, seed: int) -> list[Compared]:
+    """The prompts of a step: each once an epoch, in a new order every time."""
+    epoch, batch = divmod(step, -(-len(training) // size))
+    order = random.Random(f"{seed}/{epoch}").sample(range(len(training)), len(training))
+    return [training[i] for i in order[batch * size : (batch + 1) * size]]
 
 
 def same_data(tuning: Tuning, training: Sequence[Compared]) -> None:

@@ -8,31 +8,25 @@ of the training answers) with how well it tells strange conversations from held-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from talaria.model.checkpoint import save_tensors
 from talaria.model.device import default_device
 from talaria.model.scalar import ScalarModel
-from talaria.train.answers import Answers, end_states, over_pieces, pad_answers
+from talaria.train.answers import end_states, over_pieces, pad_answers
 
 if TYPE_CHECKING:
     from talaria.train.reward import Compared
 
 _ROWS = 64
 _BINS = 10
-_FEATURES = "training_states.safetensors"
 
 
-def measure_quality(
-    model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared], folder: Path
-) -> dict[str, Any]:
-    """Everything above as a JSON value; writes the training answers' mean state and its precision beside it."""
+def measure_quality(model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared]) -> dict[str, Any]:
+    """Everything above as a JSON value."""
     from talaria.train.reward import scores_of
 
     scores = scores_of(model, held_out).double().cpu().numpy()
@@ -46,7 +40,7 @@ def measure_quality(
         result[objective] = _accuracy([row for row in rows if row[1] == objective])
     result["by_margin"] = _by_margin(rows)
     result["calibration"] = _calibration(rows)
-    result["out_of_distribution"] = _out_of_distribution(model, training, held_out, folder)
+    result["out_of_distribution"] = _out_of_distribution(model, training, held_out)
     return result
 
 
@@ -100,7 +94,7 @@ def _calibration(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:
 
 
 def _out_of_distribution(
-    model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared], folder: Path
+    model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared]
 ) -> dict[str, float | None]:
     """How often a conversation with another prompt's answer lies further out than one with its own."""
     known_ND = _states(model, [ids for prompt in training for ids in prompt.ids])
@@ -109,7 +103,6 @@ def _out_of_distribution(
     covariance_DD = centred_ND.T @ centred_ND / len(known_ND)
     covariance_DD += torch.eye(len(mean_D), dtype=torch.float64) * covariance_DD.diagonal().mean() * 1e-3
     precision_DD = torch.linalg.inv(covariance_DD)
-    save_tensors({"mean": mean_D, "precision": precision_DD.contiguous()}, folder / _FEATURES)
     own = [ids for prompt in held_out for ids in prompt.ids]
     near = distances(_states(model, own), mean_D, precision_DD)
     strange = _strange(held_out, model.trunk.shape.context)
@@ -143,13 +136,6 @@ def distances(states_ND: Tensor, mean_D: Tensor, precision_DD: Tensor) -> Tensor
     """Mahalanobis distances (N,), over the width, so that about 1 is ordinary."""
     centred_ND = states_ND - mean_D
     return (centred_ND @ precision_DD * centred_ND).sum(dim=1) / len(mean_D)
-
-
-@torch.no_grad()
-def out_of_distribution_score(model: ScalarModel, reward: Path, answers: Answers) -> Tensor:
-    """Distances (B,) of answers from what the reward model of the stage folder `reward` was trained on."""
-    known = load_file(reward / _FEATURES)
-    return distances(end_states(model.trunk, answers).double().cpu(), known["mean"], known["precision"])
 
 
 def _states(model: ScalarModel, ids: Sequence[tuple[list[int], list[int]]]) -> Tensor:
