@@ -97,8 +97,9 @@ def choose_tokens(
     groups = _alike(sampling)
     is_plain = not any(penalties) and all(ids_V is None for ids_V in allowed)
     is_greedy = is_plain and all(way.temperature == 0 for way, _ in groups)
-    if scores is not None and is_greedy and bool((scores.best < choices_BV.shape[1]).all()):
-        tokens_B = scores.best
+    best_B = scores.best() if scores is not None and is_greedy else None
+    if best_B is not None and bool((best_B < choices_BV.shape[1]).all()):
+        tokens_B = best_B
     elif len(groups) == 1:
         tokens_B = _choose(choices_BV, groups[0][0], uniforms_B)
     else:

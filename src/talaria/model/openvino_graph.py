@@ -2,7 +2,7 @@
 
     graphs = Graphs(model)        # a Transformer, or one of 8- or 4-bit weights
     graphs.trunk    # tokens of several sequences, one behind the other -> final hidden states of the wanted ones
-    graphs.head     # hidden states -> logits, the logarithm of their exponentials' sum, and the largest one's id
+    graphs.head     # hidden states -> logits, and the logarithm of their exponentials' sum
 
 A step of a small model on a CPU is hundreds of small operations, and calling them one by one from Python costs more
 than they do; a compiled graph runs them in one call, with kernels that multiply packed integer weights. The graph
@@ -33,16 +33,20 @@ from talaria.model.transformer import Block, Transformer
 
 Node = Any
 """OpenVINO's nodes and outputs, which its functions take alike."""
+_ALL = slice(None)
 
 
 class Graphs:
     """`trunk` and `head`, not yet compiled, with copies of the weights."""
 
     def __init__(self, model: Transformer) -> None:
-        self.trunk = self._trunk(model)
+        self._model = model
+        self.trunk = self._trunk(joined=False)
         self.head = self._head(model)
 
-    def _trunk(self, model: Transformer) -> ov.Model:
+    def _trunk(self, joined: bool) -> ov.Model:
+        """`joined`: SwiGLU's two products as one."""
+        model = self._model
         shape = model.shape
         tokens_N, positions_N = _input("tokens", np.int64), _input("positions", np.int64)
         # Which tokens are whose: OpenVINO's names for the inputs of its paged attention.
@@ -67,15 +71,15 @@ class Graphs:
             attended = self._attention(block.attention, shape, h_ND, rope, [*cache, *paging], longest)
             x_ND = ops.add(x_ND, self._linear(block.attention.out, attended))
             h_ND = self._norm(block.feed_forward_norm, x_ND)
-            x_ND = ops.add(x_ND, self._feed_forward(block.feed_forward, shape, h_ND))
+            x_ND = ops.add(x_ND, self._feed_forward(block.feed_forward, shape, h_ND, joined))
         hidden_MD = self._norm(model.final_norm, ops.gather(x_ND, wanted_M, _integer(0)))
         inputs = [tokens_N, positions_N, *paging, longest, wanted_M, *caches]
         return ov.Model([hidden_MD], inputs, "trunk")
 
     def for_one_token(self, n_sequences: int) -> ov.Model:
         """The trunk for one token of the first of some sequences: with every size known beforehand, less is decided at
-        each call."""
-        graph = self.trunk.clone()
+        each call. A single row gains by one product of twice the width, several by SwiGLU within the product."""
+        graph = self._trunk(joined=True)
         sizes = {item.any_name: item.partial_shape for item in graph.inputs}
         sizes |= {name: ov.PartialShape([1]) for name in ("tokens", "positions", "wanted")}
         sizes["past_lens"] = ov.PartialShape([n_sequences])
@@ -89,12 +93,12 @@ class Graphs:
             logits_MV = self._linear(model.output, hidden_MD)
         else:
             logits_MV = ops.matmul(hidden_MD, self._constant(model.head_weight()), False, True)
-        # In two steps, since logits may be too large for the exponential.
+        # In two steps, since logits may be too large for the exponential. The best token is not looked for here:
+        # OpenVINO's search takes ten times as long as numpy's.
         most_M1 = ops.reduce_max(logits_MV, _integers([1]), True)
         sums_M1 = ops.reduce_sum(ops.exp(ops.subtract(logits_MV, most_M1)), _integers([1]), True)
         log_totals_M = ops.squeeze(ops.add(ops.log(sums_M1), most_M1), _integers([1]))
-        best_M = ops.squeeze(ops.topk(logits_MV, _integer(1), 1, "max", "none", "i64").output(1), _integers([1]))
-        return ov.Model([logits_MV, log_totals_M, best_M], [hidden_MD], "head")
+        return ov.Model([logits_MV, log_totals_M], [hidden_MD], "head")
 
     def _attention(
         self, attention: Any, shape: ModelShape, h_ND: Node, rope: Node | None, memory: list[Node], longest: Node
@@ -114,10 +118,16 @@ class Graphs:
         parts = ops.variadic_split(_reshape(qk, [0, (H + K) * E]), _integer(1), _integers([H * E, K * E]))
         return _paged_attention([parts.output(0), parts.output(1), values], memory, longest, K, E)
 
-    def _feed_forward(self, feed_forward: nn.Module, shape: ModelShape, h_ND: Node) -> Node:
+    def _feed_forward(self, feed_forward: nn.Module, shape: ModelShape, h_ND: Node, joined: bool) -> Node:
         if shape.feed_forward == "swiglu":
-            halves = ops.variadic_split(self._linear(feed_forward.up, h_ND), _integer(1), _integers(shape.up_rows))
-            h_NF = ops.multiply(ops.swish(halves.output(0)), halves.output(1))
+            if joined:
+                halves = ops.variadic_split(self._linear(feed_forward.up, h_ND), _integer(1), _integers(shape.up_rows))
+                gate_NF, up_NF = halves.output(0), halves.output(1)
+            else:
+                first, n_rows = shape.up_rows[0], sum(shape.up_rows)
+                gate_NF = self._linear(feed_forward.up, h_ND, slice(first))
+                up_NF = self._linear(feed_forward.up, h_ND, slice(first, n_rows))
+            h_NF = ops.multiply(ops.swish(gate_NF), up_NF)
         else:
             h_NF = ops.gelu(self._linear(feed_forward.up, h_ND), "tanh")
         return self._linear(feed_forward.down, h_NF)
@@ -148,23 +158,24 @@ class Graphs:
         assert isinstance(table, nn.Embedding)
         return ops.gather(self._constant(table.weight), ids, _integer(0))
 
-    def _linear(self, linear: Any, x: Node) -> Node:
+    def _linear(self, linear: Any, x: Node, rows: slice = _ALL) -> Node:
+        """The product with these rows of the weight."""
         if isinstance(linear, Int4Linear):
-            weight = self._int4(linear)
+            weight = self._int4(linear, rows)
         elif isinstance(linear, Int8Linear):
-            integers = ops.convert(self._constant(linear.weight), "f32")
-            weight = ops.multiply(integers, self._constant(linear.scales[:, None]))
+            integers = ops.convert(self._constant(linear.weight[rows]), "f32")
+            weight = ops.multiply(integers, self._constant(linear.scales[rows, None]))
         else:
             assert isinstance(linear, nn.Linear)
-            weight = self._constant(linear.weight)
+            weight = self._constant(linear.weight[rows])
         y = ops.matmul(x, weight, False, True)
-        return y if linear.bias is None else ops.add(y, self._constant(linear.bias))
+        return y if linear.bias is None else ops.add(y, self._constant(linear.bias[rows]))
 
-    def _int4(self, linear: Int4Linear) -> Node:
+    def _int4(self, linear: Int4Linear, rows: slice) -> Node:
         """(q - zero) * scale, the zero a whole number of steps: the form that has kernels."""
-        q_NK = linear.quantised().cpu()
+        q_NK = linear.quantised().cpu()[rows]
         packed = (q_NK[:, ::2] | q_NK[:, 1::2] << 4).numpy()
-        scales_NG1, steps_NG1 = linear.scales_and_steps()
+        scales_NG1, steps_NG1 = (values[rows] for values in linear.scales_and_steps())
         N, G = scales_NG1.shape[:2]
         owned = ov.Tensor(ov.Type.u4, [N, G, GROUP])
         owned.copy_from(ov.Tensor(packed, [N, G, GROUP], ov.Type.u4))  # which lives no longer than the array
