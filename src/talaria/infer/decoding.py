@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from talaria.infer.drafts import ROWS
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.lanes import Lanes
 from talaria.infer.memory import CACHE_SHARE
@@ -39,7 +40,8 @@ def run(
     model: Transformer | CompiledTransformer, memory: Memory, plan: Plan
 ) -> tuple[list[Request], Tensor, Scores | None]:
     """Read what the plan says; returns the requests whose next token can be chosen, their logits_BV, and what a
-    compiled model knows of these besides.
+    compiled model knows of these besides. A request stands there once more for each of its `guessed` tokens, with the
+    logits behind it.
 
     Rows that answer and rows that are read go through the model apart: the first are bound by reading the weights,
     the others by arithmetic, so there is little to win by joining them.
@@ -71,6 +73,7 @@ def _run_compiled(
     reading = list(zip(plan.prefill, plan.chunks, strict=True))
     single = [(request, 1) for request in plan.decode] + [pair for pair in reading if pair[1] == 1]
     several = [pair for pair in reading if pair[1] > 1]
+    _guess(plan, len(single))
     requests: list[Request] = []
     hidden: list[Tensor] = []
     for group in (single, several):
@@ -84,12 +87,25 @@ def _run_compiled(
                 request.is_read = True
                 requests.append(request)
                 wanted.append(n_tokens - 1)
+            for place, token in enumerate(request.guessed, start=end):
+                pieces.append(Piece([token], place, request.blocks))
+                requests.append(request)
+                wanted.append(n_tokens)
+                n_tokens += 1
         if pieces:
             hidden.append(reader.read(pieces, wanted))
     if not requests:
         return [], torch.empty(0, model.shape.vocab_size), None
     scores = model.scores(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
     return requests, scores.logits, scores
+
+
+def _guess(plan: Plan, n_single: int) -> None:
+    """Give the answers under way what may follow in them, as far as their blocks reach and a step has rows."""
+    most = ROWS // max(1, n_single) - 1
+    for request in plan.decode:
+        room = min(len(request.blocks) * PAGE - len(request.ids), request.max_tokens - request.n_generated - 1, most)
+        request.guessed = request.drafts.guess(request.ids, room) if request.drafts is not None and room > 0 else []
 
 
 def _decode(model: Transformer, cache: KVCache, requests: list[Request]) -> Tensor:

@@ -33,6 +33,7 @@ from talaria.infer.contract import (
     row_seed,
 )
 from talaria.infer.decoding import memory_for, run
+from talaria.infer.drafts import Drafts
 from talaria.infer.grammar import Grammars
 from talaria.infer.likelihood import score_pairs
 from talaria.infer.memory import PREFILL_CHUNK
@@ -52,7 +53,8 @@ class Engine:
 
     max_batch_size bounds the rows that run together, cache_bytes the memory of keys and values, prefill_chunk the
     tokens of a step while somebody waits for a next token. With prefix_cache the keys and values of earlier requests
-    serve later ones that begin alike, as long as the weights stay as they are.
+    serve later ones that begin alike, as long as the weights stay as they are. With drafts a compiled model that
+    answers few reads several tokens a step where a text repeats itself (`drafts.Drafts`); answers are the same.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Engine:
         cache_bytes: int = 1 << 30,
         prefill_chunk: int = PREFILL_CHUNK,
         prefix_cache: bool = True,
+        drafts: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -71,6 +74,7 @@ class Engine:
         self._device = model.device
         memory = memory_for(model, cache_bytes, max_batch_size, prefix_cache)
         self._scheduler = Scheduler(memory, max_batch_size, prefill_chunk)
+        self._drafts = drafts and isinstance(model, CompiledTransformer)
         self._requests: dict[int, Request] = {}
         self._grammars = Grammars(tokenizer, self._device)
         self._outbox: list[tuple[int, Chunk | UserError]] = []
@@ -242,15 +246,22 @@ class Engine:
             return
         uniforms_B = None
         if any(request.uniforms for request in requests):
-            drawn = [request.uniforms[request.n_generated] if request.uniforms else 0.0 for request in requests]
+            rows = zip(requests, _places(requests), strict=True)
+            drawn = [request.uniforms[place] if request.uniforms else 0.0 for request, place in rows]
             uniforms_B = torch.tensor(drawn, dtype=torch.float32, device=self._device)
         ways, penalties = [request.sampling for request in requests], [request.penalties for request in requests]
         n_choices = self.tokenizer.vocab_size
         tokens_B, log_probs_B = choose_tokens(logits_BV, ways, uniforms_B, n_choices, penalties, allowed, scores)
-        ended = []
+        ended, came_true = [], False
         for row, (request, token, log_prob) in enumerate(
             zip(requests, tokens_B.tolist(), log_probs_B.tolist(), strict=True)
         ):
+            if row > 0 and requests[row - 1] is request:
+                # Logits behind a guess: of use if it is the token that was chosen before it.
+                came_true, request.guessed = came_true and request.guessed[0] == request.ids[-1], request.guessed[1:]
+                if not came_true:
+                    continue
+                request.length += 1
             request.ids.append(token)
             request.log_probs.append(log_prob)
             if n_top := request.sampling.top_logprobs:
@@ -259,7 +270,8 @@ class Engine:
                 request.penalties.count(token)
             if request.grammar is not None:
                 request.grammar.accept(token)
-            if self._postprocess(request, token):
+            came_true = not self._postprocess(request, token)
+            if not came_true:
                 ended.append(request)
         self._end(ended)
 
@@ -359,6 +371,8 @@ class Engine:
         if sampling.changes_logits:
             request.penalties = Penalties(sampling, ids, self.tokenizer.vocab_size, self._device)
         request.grammar = self._grammars.begin(sampling)
+        if self._drafts and request.penalties is None and request.grammar is None:
+            request.drafts = Drafts()
         if whole:
             request.whole, request.inbox = True, deque()
         return request
@@ -383,6 +397,15 @@ class Engine:
             return ()
         tensors = (*self.model.parameters(), *self.model.buffers())
         return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _places(requests: Sequence[Request]) -> list[int]:
+    """Which token of its answer each row would be; those behind guesses follow their request's own row."""
+    places: list[int] = []
+    for row, request in enumerate(requests):
+        is_guess = row > 0 and requests[row - 1] is request
+        places.append(places[-1] + 1 if is_guess else request.n_generated)
+    return places
 
 
 def _completion(request: Request) -> Completion:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from talaria.errors import UserError
 from talaria.infer.contract import Chunk, Sampling, TopLogProbs
+from talaria.infer.drafts import Drafts
 from talaria.infer.grammar import Grammar
 from talaria.infer.memory import POSITIONS_AT_ONCE
 from talaria.infer.sampling import Penalties
@@ -26,7 +27,8 @@ class Request:
 
     `uniforms` hold one number in [0, 1) for each token of the answer; none for a greedy one. `length` counts the
     positions in memory; `names` and `blocks` are the memory's. `inbox` receives the chunks where somebody inside the
-    engine waits for them; a `whole` request gets a single one. `error` is set where the answer cannot go on.
+    engine waits for them; a `whole` request gets a single one. `error` is set where the answer cannot go on. `guessed`
+    are the tokens that `drafts` says may follow, read in this step beside the newest.
     """
 
     id: int
@@ -40,11 +42,13 @@ class Request:
     whole: bool = False
     penalties: Penalties | None = None
     grammar: Grammar | None = None
+    drafts: Drafts | None = None
     error: UserError | None = None
     length: int = 0
     is_read: bool = False
     names: list[bytes] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    guessed: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[TopLogProbs] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
