@@ -33,10 +33,10 @@ class Drafts:
 
     def guess(self, ids: Sequence[int], most: int) -> list[int]:
         """At most `most` ids that may follow `ids`."""
-        for place in range(self._n_known, len(ids)):
+        for end in range(self._n_known, len(ids)):
             for length in LENGTHS:
-                if place >= length:
-                    self._next[tuple(ids[place - length : place])] = place
+                if end >= length:
+                    self._next[tuple(ids[end - length : end])] = end
         self._n_known = len(ids)
         came_true = self._guess and ids[self._at : self._at + len(self._guess)] == self._guess
         self._n = 2 * self._n + 1 if came_true else FIRST
