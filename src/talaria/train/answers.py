@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from talaria.model.device import default_device
 from talaria.model.scalar import ScalarModel
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
@@ -97,3 +98,20 @@ def in_pieces(tensors: T, rows: int) -> Iterator[T]:
 def over_pieces(compute: Callable[[Answers], Tensor], answers: Answers, rows: int) -> Tensor:
     """`compute` of all rows, without gradients, `rows` at a time."""
     return torch.cat([compute(piece) for piece in in_pieces(answers, rows)])
+
+
+def states_of(trunk: Transformer, ids: Sequence[tuple[Sequence[int], Sequence[int]]], micro_tokens: int) -> Tensor:
+    """`end_states` (N, D) of prompts with their answers, without gradients. At most `micro_tokens` tokens are read at a
+    time, padding counted, or one row; rows of similar length together."""
+    order = sorted(range(len(ids)), key=lambda place: len(ids[place][0]) + len(ids[place][1]))
+    pieces: list[list[int]] = []
+    for place in order:  # the newest of a piece is its longest
+        if not pieces or (len(pieces[-1]) + 1) * (len(ids[place][0]) + len(ids[place][1])) > micro_tokens:
+            pieces.append([])
+        pieces[-1].append(place)
+    read = []
+    for piece in pieces:
+        prompts, answers = zip(*(ids[place] for place in piece), strict=True)
+        with torch.no_grad():
+            read.append(end_states(trunk, pad_answers(prompts, answers, default_device())))
+    return torch.cat(read)[torch.tensor(order).argsort().to(read[0].device)]
