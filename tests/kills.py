@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
-import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -60,12 +58,11 @@ def assert_kills_change_nothing(
             while process.is_alive() and checkpoints(saved)[-1:] == before:
                 time.sleep(0.001)
         time.sleep(draw.uniform(0.0, pause))
-        if not process.is_alive():  # it came to its end: the next kills are a new run's
-            assert process.exitcode == 0
+        process.kill()  # SIGKILL; nothing where it came to its end before
+        process.join()
+        if process.exitcode == 0:  # the next kills are a new run's
             runs.append(folder / f"killed-{len(runs)}")
             continue
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
         n_killed += 1
         resumed_from.update(path.name for path in checkpoints(saved)[-1:])
     for run in runs:

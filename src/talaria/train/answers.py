@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talaria.model.device import default_device
@@ -88,16 +89,29 @@ def last_places(mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT, places_T, -1).amax(dim=1)
 
 
+def shortest_first(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[int]:
+    """An order of rows in which `in_pieces` cuts off most of the padding."""
+    return sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + len(answers[row]))
+
+
 def in_pieces(tensors: T, rows: int) -> Iterator[T]:
-    """A named tuple of tensors, cut into pieces of at most `rows` rows."""
+    """A named tuple of tensors (B, ...) with a `mask_BT` among them, cut into views of at most `rows` rows, each as
+    wide as its longest row."""
     for pieces in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
-        yield type(tensors)(*pieces)
+        piece: Any = type(tensors)(*pieces)
+        end = int(last_places(piece.mask_BT).amax()) + 1
+        yield type(tensors)(*(tensor[:, :end] if tensor.dim() > 1 else tensor for tensor in pieces))
 
 
 @torch.no_grad()
 def over_pieces(compute: Callable[[Answers], Tensor], answers: Answers, rows: int) -> Tensor:
-    """`compute` of all rows, without gradients, `rows` at a time."""
-    return torch.cat([compute(piece) for piece in in_pieces(answers, rows)])
+    """`compute` of all rows, without gradients, `rows` at a time: (B, ...), or (B, T, ...) with 0 where a piece was
+    less wide."""
+    T = answers.inputs_BT.shape[1]
+    pieces = [compute(piece) for piece in in_pieces(answers, rows)]
+    if pieces[0].dim() == 1:
+        return torch.cat(pieces)
+    return torch.cat([F.pad(piece, (0, 0) * (piece.dim() - 2) + (0, T - piece.shape[1])) for piece in pieces])
 
 
 def states_of(trunk: Transformer, ids: Sequence[tuple[Sequence[int], Sequence[int]]], micro_tokens: int) -> Tensor:

@@ -3,7 +3,7 @@
 The reward is a verifier's, the grader that stands with each prompt (right or wrong), or the reward model's. Rollouts,
 scores and the clipped loss are PPO's. Writes model/, checkpoints/, metrics.jsonl and training.json.
 
-Shapes: B answers, T places, K answers of a group; the answers of a prompt are neighbours among the B.
+Shapes: B answers, T places, K answers of a group, which are neighbours until they have their advantages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from talaria.model.lora import add_lora, merged_copy, without_lora
 from talaria.model.scalar import load_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder
-from talaria.train.answers import Answers, answer_log_probs, in_pieces, over_pieces, pad_answers
+from talaria.train.answers import Answers, answer_log_probs, in_pieces, over_pieces, pad_answers, shortest_first
 from talaria.train.policy_losses import clipped_policy_loss, group_advantages, kl_penalty
 from talaria.train.ppo import Told, draw_prompts, gold, read_prompts, reward_of, sample
 from talaria.train.settings import GrpoSettings
@@ -87,8 +87,8 @@ def grpo(
             chosen = [item for item in drawn for _ in range(settings.group)]
             prompts = [item["ids"] for item in chosen]
             completions = sample(policy, tokenizer, prompts, settings.max_tokens, row_seed(seed, tuning.step + 1))
-            answers = pad_answers(prompts, [answer.token_ids for answer in completions], default_device())
-            rows = micro_rows(len(prompts), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
+            longest = max(len(item["ids"]) for item in chosen) + settings.max_tokens
+            rows = micro_rows(len(prompts), longest, settings.micro_batch_tokens, 1)
             if rewarder is None:
                 # A grader reads what is there, but an answer that was cut is not one that ended.
                 rewards = [
@@ -99,6 +99,12 @@ def grpo(
             else:
                 scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
             advantages_B = group_advantages(scores_B.view(-1, settings.group)).flatten()
+            groups_alike = float((advantages_B.view(-1, settings.group) == 0).all(dim=1).float().mean())
+            # From here on the rows stand by their length; a group was needed for its advantages alone.
+            order = shortest_first(prompts, [answer.token_ids for answer in completions])
+            chosen, completions = [chosen[row] for row in order], [completions[row] for row in order]
+            prompts, advantages_B = [item["ids"] for item in chosen], advantages_B[order]
+            answers = pad_answers(prompts, [answer.token_ids for answer in completions], default_device())
             with without_lora(reference):
                 reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
             unknown_BT = torch.zeros_like(reference_BT)
@@ -114,7 +120,7 @@ def grpo(
                 entropy=float(group.entropy_BT.sum() / answers.mask_BT.sum()),
                 answer_tokens=float(answers.mask_BT.sum() / len(prompts)),
                 truncated=sum(answer.finish_reason != "stop" for answer in completions) / len(prompts),
-                groups_alike=float((advantages_B.view(-1, settings.group) == 0).all(dim=1).float().mean()),
+                groups_alike=groups_alike,
                 **told.means(),
                 **gold(chosen, completions),
                 step_seconds=time.monotonic() - started,

@@ -42,6 +42,7 @@ from talaria.train.answers import (
     over_pieces,
     pad_answers,
     score,
+    shortest_first,
 )
 from talaria.train.policy_losses import advantages, clipped_policy_loss, clipped_value_loss, whitened
 from talaria.train.settings import PpoSettings
@@ -110,6 +111,9 @@ def ppo(
             chosen = draw_prompts(items, settings.rollouts, tuning.step, seed)
             prompts = [item["ids"] for item in chosen]
             completions = sample(policy, tokenizer, prompts, settings.max_tokens, row_seed(seed, tuning.step + 1))
+            order = shortest_first(prompts, [answer.token_ids for answer in completions])
+            chosen, completions = [chosen[row] for row in order], [completions[row] for row in order]
+            prompts = [item["ids"] for item in chosen]
             answers = pad_answers(prompts, [answer.token_ids for answer in completions], default_device())
             sampled = time.monotonic()
 
@@ -123,11 +127,12 @@ def ppo(
             # 3. Several epochs over the same answers, in minibatches.
             told = Told()
             for epoch in range(settings.epochs):
-                order = torch.tensor(
+                shuffled = torch.tensor(
                     random.Random(f"{seed}/{tuning.step}/{epoch}").sample(range(len(prompts)), len(prompts))
                 )
-                for part in torch.tensor_split(order, settings.minibatches):
-                    update(settings, tuning, policy, value, Rollouts(*(x[part] for x in rollouts)), ptx, told)
+                for part in torch.tensor_split(shuffled, settings.minibatches):
+                    minibatch = Rollouts(*(x[part.sort().values] for x in rollouts))
+                    update(settings, tuning, policy, value, minibatch, ptx, told)
 
             # 4. The coefficient follows its target (Ziegler et al. 2019, section 2.2); metrics; a checkpoint if due.
             kl, kl_coefficient_was = float(log_ratio_BT.sum() / len(prompts)), kl_coefficient
