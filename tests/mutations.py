@@ -91,7 +91,7 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [
         ALGORITHM,
         "    reference = load_model(base)[0].to(default_device()).requires_grad_(False)",
         "    reference = load_scalar_model(reward)[0].trunk.requires_grad_(False)\n"
-        "    torch.nn.init.zeros_(reference.blocks[0].attention.out.weight)",
+        "        torch.nn.init.zeros_(reference.blocks[0].attention.out.weight)",
         PPO,
     ),
     (

@@ -24,7 +24,7 @@ def allowed(place: str) -> set[str]:
         "run": {"config", "errors"},
         "verify": {"run"},
         "recipe": {"config", "errors", "world", *ROOMS},
-        "preflight": {"errors", "recipe", "run", "world", *ROOMS},
+        "preflight": SHARED | set(ROOMS) | {"recipe"},
         "report": {"config", "errors", "run", "report"},
         "world": {"config", "errors", "run", "world"},
         "scaling": {"config", "errors", "run", "report", "scaling", "model"},

@@ -167,4 +167,5 @@ def test_every_shipped_recipe_is_valid() -> None:
         needs_a_file = path.stem in ("shakespeare", "smollm2")
         overrides = ["corpus.paths=[x]"] if path.stem == "shakespeare" else []
         overrides += ["sft.base=x", "sft.conversations=[y]"] if path.stem == "smollm2" else []
+        overrides += ["sft.base=x"] if path.stem == "smollm2_aligned" else []
         assert read_recipe(path, overrides).run.name == path.stem, needs_a_file

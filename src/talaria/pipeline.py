@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from talaria.feedback.settings import ComparisonSettings, ConversationSettings
 from talaria.model.settings import ModelSettings
 from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Revision, Stage, is_finished, lock, run_stage
+from talaria.run import Revision, Stage, is_finished, lock, run_stage, without_passwords
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import (
     DpoSettings,
@@ -35,6 +36,7 @@ from talaria.train.settings import (
 )
 from talaria.world.settings import WorldSettings
 
+FeedbackReader = TypeVar("FeedbackReader", RewardSettings, DpoSettings)
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
 
 
@@ -225,25 +227,27 @@ def _comparisons(settings: ComparisonStage, at: Path) -> Stage:
 def _reward(settings: RewardStage, recipe: Recipe, at: Path) -> Stage:
     base = at / "sft" / "model"
     databases, inputs, parents = _feedback(settings.reward.feedback, recipe, at)
+    kept = settings.model_copy(update={"reward": _without_passwords(settings.reward)})
 
     def work(folder: Path) -> None:
         from talaria.train.reward import train_reward
 
         train_reward(settings.reward, base, databases, settings.seed, folder)
 
-    return Stage("reward", settings, {"base": base, **inputs}, ("sft", *parents), work)
+    return Stage("reward", kept, {"base": base, **inputs}, ("sft", *parents), work)
 
 
 def _dpo(settings: DpoStage, recipe: Recipe, at: Path) -> Stage:
     base = at / "sft" / "model"
     databases, inputs, parents = _feedback(settings.dpo.feedback, recipe, at)
+    kept = settings.model_copy(update={"dpo": _without_passwords(settings.dpo)})
 
     def work(folder: Path) -> None:
         from talaria.train.dpo import dpo
 
         dpo(settings.dpo, base, databases, settings.seed, folder)
 
-    return Stage("dpo", settings, {"base": base, **inputs}, ("sft", *parents), work)
+    return Stage("dpo", kept, {"base": base, **inputs}, ("sft", *parents), work)
 
 
 def _grpo(settings: GrpoStage, recipe: Recipe, at: Path) -> Stage:
@@ -277,15 +281,36 @@ def _ppo(settings: PpoStage, recipe: Recipe, at: Path) -> Stage:
 
 
 def _feedback(given: list[str], recipe: Recipe, at: Path) -> tuple[list[str], dict[str, Path | Revision], list[str]]:
-    """Databases of comparisons, those that are files as inputs, and parents. A database behind a URL is not hashed."""
+    """Databases of comparisons, the same as inputs, and parents. The revision of one behind a URL is the hash of its
+    choices, which tells later that there are others."""
     databases, parents = [name.removeprefix("sqlite:///") for name in given], []
-    for name in databases:
-        if "://" not in name:
-            _settle(Path(name))
     if not given and recipe.comparisons is not None:
         databases.append(str(at / "comparisons" / "feedback.db"))
         parents.append("comparisons")
-    return databases, {f"feedback {name}": Path(name) for name in databases if "://" not in name}, parents
+    inputs: dict[str, Path | Revision] = {}
+    for name in databases:
+        if "://" in name:
+            inputs[f"feedback {without_passwords(name)}"] = Revision(_choices_sha256(name))
+        else:
+            if given:
+                _settle(Path(name))
+            inputs[f"feedback {name}"] = Path(name)
+    return databases, inputs, parents
+
+
+def _choices_sha256(url: str) -> str:
+    from talaria.feedback.store import FeedbackStore
+
+    store = FeedbackStore(url)
+    try:
+        return store.choices_sha256()
+    finally:
+        store.close()
+
+
+def _without_passwords(settings: FeedbackReader) -> FeedbackReader:
+    """The settings of a stage as its folder keeps them."""
+    return settings.model_copy(update={"feedback": [without_passwords(name) for name in settings.feedback]})
 
 
 def _settle(database: Path) -> None:

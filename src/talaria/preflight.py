@@ -7,10 +7,11 @@ the texts of the later stages.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from talaria.errors import UsageError, UserError
 from talaria.recipe import Recipe, run_path
+from talaria.report.run_data import STAGES, TUNED
 from talaria.run import is_finished
 
 if TYPE_CHECKING:
@@ -33,9 +34,14 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
             read_conversations(file)
         if recipe.sft.base is not None and not is_finished(run_path(recipe) / "sft"):
             _check_base(recipe.sft.base)
+    _check_alignment(recipe, until)
     for name in ("reward", "dpo", "grpo", "ppo"):
         settings = getattr(recipe, name)
-        given = [] if settings is None else [*getattr(settings, "feedback", []), *getattr(settings, "prompts", [])]
+        given = (
+            []
+            if settings is None or not _comes(name, until)
+            else [*getattr(settings, "feedback", []), *getattr(settings, "prompts", [])]
+        )
         for place in given:
             if "://" not in place and not Path(place).exists():
                 raise UserError(f"{origin}: [{name}] reads {place}, which is missing; check the path")
@@ -47,6 +53,62 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
         for task in recipe.eval.tasks:
             if task not in known:
                 raise UsageError(f"{origin}: eval.tasks: no task {task!r} in the exam; it has {', '.join(known)}")
+
+
+def _check_alignment(recipe: Recipe, until: str | None) -> None:
+    """The database's library, enough questions in the world, and room for answers in the context of a given model."""
+    coming = [name for name in TUNED if getattr(recipe, name) is not None and _comes(name, until)]
+    if {"comparisons", "reward", "dpo"} & set(coming):
+        import talaria.feedback.schema  # noqa: F401 - raises UserError where SQLAlchemy is missing
+    if "comparisons" in coming and not is_finished(run_path(recipe) / "comparisons"):
+        _world_items(recipe)
+    if recipe.sft is not None and recipe.sft.base is not None and coming:
+        from talaria.model.checkpoint import load_model
+
+        model, tokenizer = load_model(recipe.sft.base)
+        _check_rollouts(recipe, coming, tokenizer, model.shape.context)
+
+
+def _comes(stage: str, until: str | None) -> bool:
+    return until is None or STAGES.index(stage) <= STAGES.index(until)
+
+
+def _world_items(recipe: Recipe) -> list[dict[str, Any]]:
+    """The prompts of [comparisons], those compared and the policy's; UsageError where the world has too few."""
+    from talaria.feedback.comparisons import draw_items
+
+    assert recipe.comparisons is not None and recipe.world is not None
+    return draw_items(recipe.comparisons, recipe.world, recipe.run.seed)
+
+
+def _check_rollouts(recipe: Recipe, coming: list[str], tokenizer: Tokenizer, context: int) -> None:
+    """Some prompt of each policy leaves room for `max_tokens` in the context, and every prompt that is compared for
+    a token."""
+    from talaria.tokens.chat import encode_chat
+    from talaria.train.ppo import read_prompts
+
+    if "comparisons" in coming:
+        asked = [
+            encode_chat(tokenizer, item["messages"], add_generation_prompt=True).ids for item in _world_items(recipe)
+        ]
+        longest, shortest = max(map(len, asked)), min(map(len, asked))
+        if longest >= context:
+            raise UsageError(
+                f"the context is {context} tokens, and a prompt of [comparisons] takes {longest}; take a longer one"
+            )
+    for name in ("grpo", "ppo"):
+        settings = getattr(recipe, name)
+        if name not in coming:
+            continue
+        room, files = context - settings.max_tokens, [Path(file) for file in settings.prompts]
+        if files:
+            if all(file.is_file() for file in files):  # not so for a stage that this command does not come to
+                read_prompts(files, tokenizer, room)
+        elif shortest > room:
+            raise UsageError(
+                f"{name}.max_tokens is {settings.max_tokens}, and the context of {context} tokens then has no room "
+                f"for a prompt, of which the shortest takes {shortest}; lower {name}.max_tokens"
+            )
 
 
 def _check_base(base: str) -> None:
@@ -80,6 +142,9 @@ def check_texts(recipe: Recipe) -> None:
             f"model.context is {recipe.model.context}, but a question of the exam with its answer takes "
             f"{needed} tokens; set model.context={needed} or more"
         )
+    if recipe.sft is not None and recipe.sft.base is None:
+        coming = [name for name in TUNED if getattr(recipe, name) is not None]
+        _check_rollouts(recipe, coming, tokenizer, recipe.model.context)
 
 
 def _check_conversations(recipe: Recipe, tokenizer: Tokenizer) -> None:

@@ -114,7 +114,10 @@ def _misfits(recipe: Recipe) -> Iterator[str]:
 
 
 def _sft_misfits(recipe: Recipe, sft: SftSettings) -> Iterator[str]:
-    if not sft.conversations and recipe.world is None and recipe.conversations is None:
+    if sft.epochs == 0:
+        if sft.base is None:
+            yield "sft.epochs = 0 takes a fine-tuned model as it is; name it by sft.base, or set sft.epochs"
+    elif not sft.conversations and recipe.world is None and recipe.conversations is None:
         yield "[sft] has no conversations; give sft.conversations=[FILE.jsonl]"
     if sft.lora is not None and sft.optimizer.name != "adamw":
         yield "sft.lora is trained by adamw; set sft.optimizer.name=adamw, or drop sft.lora"
@@ -146,6 +149,12 @@ def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
     for name, policy in (("grpo", recipe.grpo), ("ppo", recipe.ppo)):
         if policy is not None and not policy.prompts and recipe.comparisons is None:
             yield f"[{name}] has no prompts; give {name}.prompts=[FILE.jsonl], or add [comparisons]"
+        own_model = recipe.sft is not None and recipe.sft.base is None
+        if policy is not None and own_model and policy.max_tokens >= recipe.model.context:
+            yield (
+                f"{name}.max_tokens is {policy.max_tokens}, which leaves a prompt no room in model.context = "
+                f"{recipe.model.context}; lower it"
+            )
     if recipe.ppo is not None and recipe.ppo.minibatches > recipe.ppo.rollouts:
         yield f"ppo.minibatches is {recipe.ppo.minibatches}, more than ppo.rollouts; lower it"
     if recipe.ppo is not None and recipe.reward is None:

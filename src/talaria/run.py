@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: missing; delete the folder {path.parent} to make it again") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); delete the folder {path.parent} to make it again") from None
+
+
+def without_passwords(text: str) -> str:
+    """`text` with *** for the passwords of the URLs in it, which nothing that is kept or shown may hold."""
+    text = re.sub(r"(://[^/:@]*):[^@]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def to_json(value: Any) -> str:
@@ -251,7 +258,7 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     atomic_write(partial / "config.toml", to_toml(stage.settings))
     manifest = {
         "stage": stage.name,
-        "argv": [os.fsencode(argument).decode(errors="replace") for argument in sys.argv],
+        "argv": [without_passwords(os.fsencode(argument).decode(errors="replace")) for argument in sys.argv],
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time() - started, 3),
         "code_version": code_version(),

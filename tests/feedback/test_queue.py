@@ -78,9 +78,36 @@ def test_a_judgement_told_twice_counts_once(store):
     filled(store, 1)
     queue = AnnotationQueue(store)
     given = queue.next("ann")
-    row = queue.judge("ann", given.id, ranking=[[0], [1]])
-    assert queue.judge("ann", given.id, ranking=[[1], [0]]) == row
+    told = {"ranking": [[0], [1]], "scores": {0: 7}, "flags": {"harmful": [1]}, "comment": "why"}
+    row = queue.judge("ann", given.id, **told, seconds=1.0)
+    assert queue.judge("ann", given.id, **told, seconds=9.0) == row
     assert len(store.read_judgements()) == 1
+
+
+def test_a_judgement_that_was_changed_after_a_lost_answer_is_the_one_that_counts(store):
+    """The bug: the page did not hear that the first one came, somebody changed it, and the change was dropped."""
+    filled(store, 1)
+    queue = AnnotationQueue(store)
+    given = queue.next("ann")
+    first = queue.judge("ann", given.id, ranking=[[0], [1]])
+    for number, change in enumerate(({"ranking": [[1], [0]]}, {"verdict": "skipped"}, {"ranking": [[0, 1]]}), 2):
+        queue.judge("ann", given.id, **change)
+        assert len(store.read_judgements()) == number
+    [stands] = store.read_comparisons()
+    assert [[answer.id for answer in group] for group in stands.ranking] == [given.answer_ids]
+    assert stands.id != first and queue.progress("ann").done == 1
+    assert queue.undo("ann").id == given.id and store.read_comparisons() == []
+
+
+def test_a_qualification_test_that_has_ended_is_not_mended_by_telling_again(store):
+    [item] = filled(store, 1, "qualification")
+    queue = AnnotationQueue(store)
+    given = queue.next("ann")
+    assert given.item_id == item
+    wrong = best_first(given)[::-1]
+    queue.judge("ann", given.id, ranking=wrong)
+    queue.judge("ann", given.id, ranking=wrong[::-1])
+    assert queue.progress("ann").test == "failed" and len(store.read_judgements()) == 1
 
 
 def test_places_on_the_page_become_the_right_answers(store):

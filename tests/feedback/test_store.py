@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -249,3 +251,20 @@ def test_a_location_that_is_no_url_is_told_without_its_password(location):
     with pytest.raises(UserError, match="not a usable database location") as told:
         FeedbackStore(location)
     assert "secret" not in str(told.value)
+
+
+def test_programs_that_open_a_new_file_at_once_wait_for_each_other(tmp_path):
+    """The bug: the change to a write-ahead log does not wait for the file, and one said "database is locked"."""
+
+    def open_at_once(place):
+        together.wait(10)
+        store = FeedbackStore(place)
+        number = store.append_prompt([{"role": "user", "content": "sea"}])
+        store.close()
+        return number
+
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(12):
+            made = list(pool.map(open_at_once, [tmp_path / f"{n}.db"] * 8))
+            assert sorted(made) == list(range(1, 9))

@@ -86,3 +86,11 @@ def test_an_answer_or_a_model_that_is_not_there_cannot_be_rated(rated, store):
 def test_a_server_without_a_store_says_so(server):
     response = server.call("POST", "/v1/feedback", json=THUMB)
     assert response.status_code == 404 and "--set feedback=FILE" in response.json()["error"]["message"]
+
+
+def test_a_thumb_that_cannot_be_kept_leaves_no_prompt_and_no_answer(rated, store, monkeypatch):
+    """The bug: three transactions, so that a full disk between them left a prompt whose answer nobody rated."""
+    monkeypatch.setattr(FeedbackStore, "append_rating", lambda *_args, **_kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rated.call("POST", "/v1/feedback", json=THUMB)
+    assert not store.has_source("web chat")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import random
-import signal
-import time
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from kills import assert_kills_change_nothing
 from tiny_alignment import tiny_tokenizer, write_comparisons, write_models, write_prompts
 
 from talaria.corpus.document import Document
-from talaria.run import Stage, lock, read_metrics, run_stage, sha256
+from talaria.run import Stage, lock, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
-from talaria.train.checkpoint import checkpoints
 from talaria.train.dpo import dpo
 from talaria.train.grpo import grpo
 from talaria.train.ppo import ppo
@@ -26,6 +22,7 @@ from talaria.train.reward import train_reward
 from talaria.train.settings import DpoSettings, GrpoSettings, OptimizerSettings, PpoSettings, RewardSettings
 
 KILLS = int(os.environ.get("TALARIA_KILLS", "2"))
+"""Kills a stage. `TALARIA_KILLS=20 pytest tests/train/test_alignment_resume.py` is what docs/results.md records."""
 ADAM = OptimizerSettings(learning_rate=1e-3, weight_decay=0.0)
 # A checkpoint at every step, so that most kills fall into a save.
 OFTEN = 1e-9
@@ -86,48 +83,12 @@ def work(name: str, data: Path, run: Path) -> None:
 def test_killed_at_random_instants_the_weights_are_the_same_bit_for_bit(
     name: str, wanted: int, data: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["talaria.train.ppo", "talaria.train.grpo", "talaria.train.dpo", __name__])
-
-    def start(run: Path) -> BaseProcess:
-        process = context.Process(target=work, args=(name, data, run))
-        process.start()
-        return process
-
-    def finish(run: Path) -> None:
-        process = start(run)
-        process.join(300)
-        assert process.exitcode == 0
-
-    undisturbed = tmp_path / "undisturbed"
-    finish(undisturbed)
-    draw = random.Random(1)
-    kills, resumed_from, runs = 0, set(), [tmp_path / "killed-0"]
-    while kills < wanted:
-        partial = runs[-1] / f"{name}.partial"
-        before = checkpoints(partial / "checkpoints")[-1:]
-        process = start(runs[-1])
-        if draw.random() < 0.7:  # else it may die before it has come to its first step
-            while process.is_alive() and checkpoints(partial / "checkpoints")[-1:] == before:
-                time.sleep(0.001)
-        time.sleep(draw.uniform(0.0, 0.15))
-        if not process.is_alive():  # it came to its end: the next kills are a new run's
-            assert process.exitcode == 0
-            runs.append(tmp_path / f"killed-{len(runs)}")
-            continue
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-        kills += 1
-        resumed_from.update(path.name for path in checkpoints(partial / "checkpoints")[-1:])
-    model = "reward_model" if name == "reward" else "model"
-    for run in runs:
-        finish(run)
-        for file in (f"{model}/model.safetensors", "training.json"):
-            assert sha256(run / name / file) == sha256(undisturbed / name / file), file
-        assert _rows(run / name) == _rows(undisturbed / name)
-    assert resumed_from, "the kills never met a run in the middle"
-
-
-def _rows(stage: Path) -> list[dict]:
-    rows = read_metrics(stage / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key != "time" and "seconds" not in key} for row in rows]
+    assert_kills_change_nothing(
+        name,
+        partial(work, name, data),
+        ["reward_model/model.safetensors" if name == "reward" else "model/model.safetensors", "training.json"],
+        tmp_path,
+        kills=wanted,
+        pause=0.15,
+        preload=["talaria.train.ppo", "talaria.train.grpo", "talaria.train.dpo", __name__],
+    )

@@ -85,7 +85,7 @@ def test_grpo_learns_from_a_verifier_and_cut_answers_are_not_right(data: Path, t
     )
     grpo(settings, data / "sft", None, [graded(tmp_path / "prompts.jsonl")], 7, tmp_path / "grpo")
     rows = read_metrics(tmp_path / "grpo" / "metrics.jsonl")
-    assert rows[0]["kl"] == 0.0
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)  # the pieces that are read may be cut otherwise: rounding
     first, last = (sum(row["reward"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
     assert last > (1 + first) / 2  # at least half of the way to all right
     assert sha256(data / "sft") == before

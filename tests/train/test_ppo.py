@@ -14,7 +14,8 @@ from talaria.errors import UserError
 from talaria.infer.contract import Completion
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
-from talaria.model.scalar import ScalarModel
+from talaria.model.lora import add_lora
+from talaria.model.scalar import ScalarModel, head_apart, load_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.run import read_metrics, sha256
 from talaria.tokens.batches import Batch
@@ -22,7 +23,7 @@ from talaria.tokens.tokenizer import CHAT_TEMPLATE, Tokenizer
 from talaria.train.answers import Answers, answer_log_probs, encode_answer, last_places, pad_answers, score
 from talaria.train.policy_losses import advantages
 from talaria.train.ppo import Told, assess, draw_prompts, ppo, read_prompts, reward_of, sample, update
-from talaria.train.settings import OptimizerSettings, PpoSettings
+from talaria.train.settings import LoraSettings, OptimizerSettings, PpoSettings
 from talaria.train.step import summed_loss
 from talaria.train.tuning import Tuning
 
@@ -254,6 +255,38 @@ def test_the_first_step_begins_at_the_fine_tuned_model_and_later_ones_leave_it(
     assert (sha256(base), sha256(reward)) == before
     tuned, _ = load_model(tmp_path / "ppo" / "model")
     assert not torch.equal(tuned.embed.weight, load_model(base)[0].embed.weight)
+
+
+def test_with_lora_reference_and_reward_model_are_the_models_without_it(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Their memory is that of policy and value network. The bug: what is trained moves what it is measured by."""
+    policy, tokenizer = load_model(models[0])
+    value = load_scalar_model(models[1])[0]
+    rewarder, draw = head_apart(value), torch.Generator().manual_seed(3)
+    for trunk in (policy, value.trunk):
+        add_lora(trunk, 2, 4.0, draw)
+    with torch.no_grad():
+        for parameter in (*policy.parameters(), *value.parameters()):
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
+    items = prompts_of(tokenizer, tmp_path)
+    completions = sample(policy, tokenizer, [item["ids"] for item in items], 12, seed=1)
+    scores = [
+        reward_of(model, tokenizer, items, completions, -1.0, rows=8)
+        for model in (rewarder, load_scalar_model(models[1])[0], value)
+    ]
+    assert torch.equal(scores[0], scores[1])
+    answers = pad_answers([item["ids"] for item in items], [answer.token_ids for answer in completions])
+    ratios = [
+        assess(SETTINGS, policy, reference, value, answers, scores[0], 0.1, rows=8)[1]
+        for reference in (policy, load_model(models[0])[0])
+    ]
+    assert torch.equal(ratios[0], ratios[1]) and float(ratios[0].abs().max()) > 1e-2
+    settings = ONCE.model_copy(update={"lora": LoraSettings(rank=2)})
+    ppo(settings, *models, [write_prompts(tmp_path / "p.jsonl")], None, 7, tmp_path / "ppo")
+    kl = [row["kl"] for row in read_metrics(tmp_path / "ppo" / "metrics.jsonl")]
+    assert kl[0] == 0.0 and all(abs(later) > 1e-5 for later in kl[1:])
 
 
 def test_no_module_behaves_otherwise_in_training(tokenizer: Tokenizer) -> None:

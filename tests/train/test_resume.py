@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
-import signal
-import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from kills import assert_kills_change_nothing
 
 from talaria.corpus.document import Document
 from talaria.errors import UserError
 from talaria.model.settings import ModelSettings
-from talaria.run import Stage, lock, read_metrics, run_stage, sha256
+from talaria.run import Stage, lock, read_metrics, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer
@@ -108,50 +106,16 @@ def base(data: Path) -> Path:
 def test_killed_at_random_instants_the_weights_are_the_same_bit_for_bit(
     name: str, work: Callable[..., None], threads: int, wanted: int, data: Path, base: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["talaria.train.pretrain", "talaria.train.sft", __name__])
-
-    def start(run: Path) -> BaseProcess:
-        process = context.Process(target=work, args=(data, run, threads))
-        process.start()
-        return process
-
-    def finish(run: Path) -> None:
-        process = start(run)
-        process.join(300)
-        assert process.exitcode == 0
-
-    undisturbed = tmp_path / "undisturbed"
-    finish(undisturbed)
-    draw = random.Random(1)
-    kills, resumed_from, runs = 0, set(), [tmp_path / "killed-0"]
-    while kills < wanted:
-        partial = runs[-1] / f"{name}.partial"
-        before = checkpoints(partial / "checkpoints")[-1:]
-        process = start(runs[-1])
-        if draw.random() < 0.7:  # else it may die before it has come to its first step
-            while process.is_alive() and checkpoints(partial / "checkpoints")[-1:] == before:
-                time.sleep(0.001)
-        time.sleep(draw.uniform(0.0, 0.2))
-        if not process.is_alive():  # it came to its end: the next kills are a new run's
-            assert process.exitcode == 0
-            runs.append(tmp_path / f"killed-{len(runs)}")
-            continue
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-        kills += 1
-        resumed_from.update(path.name for path in before)
-    clock = ("time", "tokens_per_second", "flops_per_second", "mfu")
-    rows = [
-        {k: v for k, v in row.items() if k not in clock} for row in read_metrics(undisturbed / name / "metrics.jsonl")
-    ]
-    for run in runs:
-        finish(run)
-        for file in ("model/model.safetensors", "training.json"):
-            assert sha256(run / name / file) == sha256(undisturbed / name / file), file
-        told = read_metrics(run / name / "metrics.jsonl")
-        assert [{k: v for k, v in row.items() if k not in clock} for row in told] == rows
-    assert len(resumed_from) >= wanted // 3, "the kills never met a run in the middle"
+    assert_kills_change_nothing(
+        name,
+        partial(work, data, threads=threads),
+        ["model/model.safetensors", "training.json"],
+        tmp_path,
+        kills=wanted,
+        pause=0.2,
+        preload=["talaria.train.pretrain", "talaria.train.sft", __name__],
+        resumed=wanted // 3,
+    )
 
 
 def stopped_at(step: int, work: Callable[[], None]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from talaria.errors import UserError
 from talaria.feedback.store import FeedbackStore
 from talaria.model.checkpoint import load_model
 from talaria.model.scalar import ScalarModel, load_scalar_model, save_scalar_model
+from talaria.run import read_metrics
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import pad_answers, score
+from talaria.train.answers import end_states, pad_answers, score, states_of
 from talaria.train.policy_losses import ranking_loss
-from talaria.train.reward import Compared, as_answers, pairs_of, read_compared, scores_of, train_reward
+from talaria.train.reward import Compared, as_answers, as_micro_batches, pairs_of, read_compared, train_reward
 from talaria.train.reward_quality import _accuracy, _calibration, _strange, distances
 from talaria.train.settings import OptimizerSettings, RewardSettings
 
@@ -142,6 +144,43 @@ def test_a_try_that_began_with_other_comparisons_does_not_go_on(tmp_path: Path, 
         train_reward(settings, tmp_path / "sft", [database], 7, tmp_path / "stage")
 
 
+def test_micro_batches_hold_every_prompt_once_within_their_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    training, _, _ = read_compared([write_comparisons(tmp_path / "f.db")], tokenizer, 64, 0.25, seed=0)
+    for most, cores in ((64, 1), (128, 2), (10_000, 3), (1, 1)):
+        pieces = as_micro_batches(training, most, cores)
+        assert sorted(id(prompt) for piece in pieces for prompt in piece) == sorted(map(id, training))
+        assert len(pieces) >= cores
+        for piece in pieces:
+            assert len(piece) == 1 or as_answers(piece).inputs_BT.numel() <= most
+
+
+def test_after_training_no_more_tokens_are_read_at_a_time_than_in_it(tokenizer: Tokenizer) -> None:
+    """The bug: 64 rows, whatever the setting, which for a large model is all of the memory."""
+    draw = random.Random(0)
+    ids = [([5] * draw.randint(1, 20), [draw.randint(3, 200) for _ in range(draw.randint(1, 20))]) for _ in range(50)]
+    trunk, read = tiny_policy(tokenizer), []
+    states = states_of(trunk, ids, 100_000)
+    hidden = trunk.hidden
+    trunk.hidden = lambda tokens_BT: read.append(tokens_BT.numel()) or hidden(tokens_BT)  # type: ignore
+    assert torch.allclose(states_of(trunk, ids, 60), states, atol=1e-5, rtol=0)
+    assert max(read) <= 60 and len(read) < 50
+    assert torch.allclose(states[7], end_states(trunk, pad_answers([ids[7][0]], [ids[7][1]]))[0], atol=1e-5, rtol=0)
+
+
+def test_products_may_be_bfloat16_and_rows_short(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_models(tmp_path, tokenizer)
+    database = write_comparisons(tmp_path / "feedback.db", 24)
+    told = {}
+    for dtype, context in (("float32", None), ("bfloat16", None), ("float32", 16)):
+        folder = tmp_path / f"{dtype}-{context}"
+        settings = SETTINGS.model_copy(update={"epochs": 1, "dtype": dtype, "context": context})
+        train_reward(settings, tmp_path / "sft", [database], 7, folder)
+        loss = read_metrics(folder / "metrics.jsonl")[0]["train_loss"]
+        told[dtype, context] = loss, json.loads((folder / "training.json").read_text())["pairs"]
+    assert 0 < abs(told["bfloat16", None][0] - told["float32", None][0]) < 0.02
+    assert 0 < told["float32", 16][1] < told["float32", None][1]
+
+
 def test_strange_conversations_fit_the_context_and_are_nobodys_own(tokenizer: Tokenizer) -> None:
     """The bugs: a long question with another one's long answer ended the stage after its training; and an answer to
     the same prompt, or of the same words, was called strange."""
@@ -165,11 +204,11 @@ def test_it_learns_what_is_preferred_and_its_mean_is_zero(trained: Path, tokeniz
     assert quality["together"]["interval"][0] > 0.7  # held-out prompts; chance is one half
     model, _ = load_scalar_model(trained / "stage" / "reward_model")
     training, held_out, _ = read_compared([trained / "feedback.db"], tokenizer, 64, 0.25, seed=7)
-    assert abs(float(scores_of(model, training).mean())) < 1e-5
+    assert abs(float(score(model, as_answers(training)).detach().mean())) < 1e-5
     margins = [
         float(scores[i] - scores[j]) > 0
         for prompt in held_out
-        for scores in [scores_of(model, [prompt])]
+        for scores in [score(model, as_answers([prompt]))]
         for i, j, share in prompt.pairs
         if share != 0.5
     ]

@@ -33,10 +33,7 @@ def collect_comparisons(
     anew: rows of a store carry the time of their writing, so it cannot be resumed bit for bit."""
     for leftover in folder.glob(f"{DATABASE}*"):
         leftover.unlink()
-    try:
-        items = practice_items(world, settings.prompts + settings.policy_prompts, seed)
-    except ValueError as error:
-        raise UsageError(f"[comparisons]: {error}; ask for fewer prompts, or a larger world") from None
+    items = draw_items(settings, world, seed)
     compared, for_policy = items[: settings.prompts], items[settings.prompts :]
     answers = engine.generate(
         [engine.chat_prompt(item["messages"]) for item in compared],
@@ -83,6 +80,14 @@ def collect_comparisons(
         "pairs_asked_twice": asked_twice,
     }
     atomic_write(folder / "comparisons.json", to_json(summary))
+
+
+def draw_items(settings: ComparisonSettings, world: WorldSettings, seed: int) -> list[dict[str, Any]]:
+    """The items of the prompts, first those that are compared; UsageError where the world has too few."""
+    try:
+        return practice_items(world, settings.prompts + settings.policy_prompts, seed)
+    except ValueError as error:
+        raise UsageError(f"[comparisons]: {error}; ask for fewer prompts, or a larger world") from None
 
 
 def objective(item: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from talaria.feedback.agreement import follows
 from talaria.feedback.schema import answers as answer_rows
 from talaria.feedback.schema import assignments, comparisons, in_utc, insert, items, prompts, sa
 from talaria.feedback.settings import QueueSettings
-from talaria.feedback.store import FLAGS, MOST_ANSWERS, FeedbackStore, Verdict
+from talaria.feedback.store import FLAGS, MOST_ANSWERS, Details, FeedbackStore, Verdict, comparison_row
 
 Kind = Literal["ordinary", "qualification", "hidden", "talk"]
 Test = Literal["none", "open", "passed", "failed"]
@@ -150,35 +150,44 @@ class AnnotationQueue:
     ) -> int:
         """Store a judgement; answers are named by their place on the page, from 0. Returns the row's id.
 
-        A second judgement of the same assignment is the first one told again, by a page that did not hear the answer:
-        it adds nothing. A correction is `undo`, then another judgement.
+        Of an assignment one judgement counts. The same one told again, by a page that did not hear the answer, adds
+        nothing; another one, of somebody who changed their mind before the page was heard, is a row that replaces it.
+        That of a qualification item stands once the test has been told how it ended.
         """
         with self._database.writing() as connection:
             given = self._assignment(connection, annotator, assignments.c.id == assignment_id)
             if given is None:
                 raise UserError(f"assignment {assignment_id}: none of {annotator!r}; ask for the next one")
-            told = sa.select(comparisons.c.id).where(comparisons.c.assignment_id == assignment_id, _stands)
-            known = connection.execute(told).scalar()
-            if known is not None:
-                return int(known)
             if verdict == "withdrawn":
                 raise UserError("verdict='withdrawn': take a judgement back with undo")
             if unknown := set(flags or {}) - set(FLAGS):
                 raise UserError(f"flag {sorted(unknown)[0]!r}: unknown; use {', '.join(FLAGS)}")
             _check_places(ranking, len(given.answer_ids), verdict)
             ids = [[_at(given, place) for place in group] for group in ranking]
+            details: Details = {
+                "seconds": seconds,
+                "verdict": verdict,
+                "flags": {
+                    name: [_at(given, place) for place in places] for name, places in (flags or {}).items() if places
+                },
+                "scores": {_at(given, place): score for place, score in (scores or {}).items()},
+                "comment": comment,
+            }
+            told = sa.select(comparisons).where(comparisons.c.assignment_id == assignment_id, _stands)
+            known = connection.execute(told).first()
+            if known is not None:
+                new = comparison_row(ids, annotator, **details)
+                names = ("ranking", "verdict", "flags", "scores", "comment")
+                same = [new[name] for name in names] == [getattr(known, name) for name in names]
+                if same or self._last(connection, annotator, known.id) is None:
+                    return int(known.id)
             return self.store.append_comparison(
                 given.prompt_id,
                 ids,
                 annotator=annotator,
-                seconds=seconds,
-                flags={
-                    name: [_at(given, place) for place in places] for name, places in (flags or {}).items() if places
-                },
-                verdict=verdict,
-                scores={_at(given, place): score for place, score in (scores or {}).items()},
-                comment=comment,
+                replaces=None if known is None else known.id,
                 assignment_id=assignment_id,
+                **details,
             )
 
     def undo(self, annotator: str, judgement: int | None = None) -> Assignment | None:

@@ -13,13 +13,15 @@ write at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from talaria.errors import UserError
 from talaria.feedback.schema import (
@@ -94,6 +96,20 @@ class Comparison:
     """Of a qualification or hidden item, whose right ranking is known."""
 
 
+class Details(TypedDict, total=False):
+    """What may be told of a choice beside the ranking; see `Comparison`."""
+
+    seconds: float | None
+    """How long the person took."""
+    flags: Mapping[str, Any] | None
+    verdict: Verdict
+    scores: Mapping[int, int] | None
+    comment: str | None
+    criterion: str | None
+    created_at: datetime | None
+    """Absent, now."""
+
+
 @dataclass(frozen=True)
 class Rating:
     """One person's thumb on one answer: 1 up, -1 down, 0 taken back. A person's later row on an answer replaces the
@@ -165,27 +181,21 @@ class FeedbackStore:
         ranking: Sequence[Sequence[int]],
         *,
         annotator: str,
-        seconds: float | None = None,
-        flags: Mapping[str, Any] | None = None,
-        verdict: Verdict = "ranked",
-        scores: Mapping[int, int] | None = None,
-        comment: str | None = None,
-        criterion: str | None = None,
         replaces: int | None = None,
         assignment_id: int | None = None,
-        created_at: datetime | None = None,
+        **details: Unpack[Details],
     ) -> int:
         """Store a choice between 2 to 9 answers to one prompt; returns its id.
 
         `ranking`: groups of answer ids, best first; ids in one group are tied; empty unless the verdict is "ranked".
-        `seconds`: how long the person took. `replaces`: the same person's earlier row, which counts no more.
+        `replaces`: the same person's earlier row, which counts no more.
         """
-        values = comparison_row(ranking, annotator, seconds, flags, verdict, scores, comment, criterion, created_at)
+        values = comparison_row(ranking, annotator, **details)
         values |= {"replaces": replaces, "assignment_id": assignment_id}
         ids = [answer_id for group in ranking for answer_id in group]
         with self.database.writing() as connection:
             self._require(connection, prompts, [prompt_id], "prompt")
-            self._require(connection, answers, [*ids, *(scores or {})], "answer", prompt_id)
+            self._require(connection, answers, [*ids, *(details.get("scores") or {})], "answer", prompt_id)
             if replaces is not None:
                 self._require_replaceable(connection, replaces, prompt_id, annotator)
             return insert(connection, comparisons, prompt_id=prompt_id, **values)
@@ -223,6 +233,15 @@ class FeedbackStore:
         on items that only check the annotator."""
         rows = standing(self.read_judgements())
         return [choice for choice in rows if choice.verdict == "ranked" and not choice.is_check]
+
+    def choices_sha256(self) -> str:
+        """Hex SHA-256 over the choices that stand, their prompts, answers, splits and criteria."""
+        digest = hashlib.sha256()
+        for choice in self.read_comparisons():
+            ranked = [[answer.text for answer in group] for group in choice.ranking]
+            row = [choice.messages, ranked, choice.criterion, choice.split]
+            digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+        return digest.hexdigest()
 
     def read_judgements(self) -> list[Comparison]:
         """Every row that anybody wrote, in order: skips, what was taken back and what was replaced too."""
@@ -299,33 +318,24 @@ def standing(judgements: Sequence[Comparison]) -> list[Comparison]:
     return [row for row in judgements if row.id not in replaced and row.verdict != "withdrawn"]
 
 
-def comparison_row(
-    ranking: Sequence[Sequence[int]],
-    annotator: str,
-    seconds: float | None = None,
-    flags: Mapping[str, Any] | None = None,
-    verdict: Verdict = "ranked",
-    scores: Mapping[int, int] | None = None,
-    comment: str | None = None,
-    criterion: str | None = None,
-    created_at: datetime | None = None,
-) -> dict[str, Any]:
+def comparison_row(ranking: Sequence[Sequence[int]], annotator: str, **details: Unpack[Details]) -> dict[str, Any]:
     """A row of the comparisons' table, but for its prompt; raises UserError for what makes no sense."""
     groups = [list(group) for group in ranking]
+    verdict, scores, seconds = details.get("verdict", "ranked"), details.get("scores") or {}, details.get("seconds")
     _check_ranking(groups, [answer_id for group in groups for answer_id in group], verdict)
-    _check_scores(scores or {})
+    _check_scores(scores)
     if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
         raise UserError(f"seconds={seconds}: must be 0 or more")
     return {
         "ranking": groups,
         "annotator": annotator,
         "seconds": seconds,
-        "flags": dict(flags or {}),
+        "flags": dict(details.get("flags") or {}),
         "verdict": verdict,
-        "scores": {str(answer_id): score for answer_id, score in (scores or {}).items()},
-        "comment": comment or None,
-        "criterion": criterion,
-        "created_at": in_utc(created_at or datetime.now(UTC)).astimezone(UTC),  # SQLite keeps no zone
+        "scores": {str(answer_id): score for answer_id, score in scores.items()},
+        "comment": details.get("comment") or None,
+        "criterion": details.get("criterion"),
+        "created_at": in_utc(details.get("created_at") or datetime.now(UTC)).astimezone(UTC),  # SQLite keeps no zone
     }
 
 

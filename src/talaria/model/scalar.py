@@ -48,6 +48,17 @@ class ScalarModel(nn.Module):
         return values if values.dtype == torch.float64 else values.float()
 
 
+def head_apart(model: ScalarModel) -> ScalarModel:
+    """A model of the same trunk, in one memory, with a copy of the head that stays as it is."""
+    apart = ScalarModel(model.trunk)
+    with torch.no_grad():
+        apart.weight_D.copy_(model.weight_D)
+        apart.bias.copy_(model.bias)
+    apart.weight_D.requires_grad_(False)
+    apart.bias.requires_grad_(False)
+    return apart
+
+
 def save_scalar_model(model: ScalarModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a model folder with the head beside the trunk's weights."""
     head = {"weight": model.weight_D.detach().cpu().contiguous(), "bias": model.bias.detach().cpu().reshape(1)}

@@ -66,11 +66,13 @@ def add_feedback(app: FastAPI, store: FeedbackStore | None, models: Container[st
 
 
 def _append(store: FeedbackStore, body: Thumb, annotator: str) -> int:
+    """A thumb with its prompt and answer is there whole or not at all."""
     answer_id = body.answer_id
-    if answer_id is None:
-        assert body.messages is not None and body.answer is not None and body.model is not None
-        prompt_id = store.append_prompt([message.plain() for message in body.messages], source=SOURCE)
-        sampling = body.sampling.model_dump(exclude_none=True)
-        answer_id = store.append_answer(prompt_id, body.answer, model=body.model, seed=body.seed, sampling=sampling)
-    store.append_rating(answer_id, body.rating, annotator=annotator)
+    with store.together():
+        if answer_id is None:
+            assert body.messages is not None and body.answer is not None and body.model is not None
+            prompt_id = store.append_prompt([message.plain() for message in body.messages], source=SOURCE)
+            sampling = body.sampling.model_dump(exclude_none=True)
+            answer_id = store.append_answer(prompt_id, body.answer, model=body.model, seed=body.seed, sampling=sampling)
+        store.append_rating(answer_id, body.rating, annotator=annotator)
     return answer_id

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from talaria.model.device import default_device
 from talaria.model.scalar import ScalarModel
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
@@ -87,13 +89,43 @@ def last_places(mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT, places_T, -1).amax(dim=1)
 
 
+def shortest_first(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[int]:
+    """An order of rows in which `in_pieces` cuts off most of the padding."""
+    return sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + len(answers[row]))
+
+
 def in_pieces(tensors: T, rows: int) -> Iterator[T]:
-    """A named tuple of tensors, cut into pieces of at most `rows` rows."""
+    """A named tuple of tensors (B, ...) with a `mask_BT` among them, cut into views of at most `rows` rows, each as
+    wide as its longest row."""
     for pieces in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
-        yield type(tensors)(*pieces)
+        piece: Any = type(tensors)(*pieces)
+        end = int(last_places(piece.mask_BT).amax()) + 1
+        yield type(tensors)(*(tensor[:, :end] if tensor.dim() > 1 else tensor for tensor in pieces))
 
 
 @torch.no_grad()
 def over_pieces(compute: Callable[[Answers], Tensor], answers: Answers, rows: int) -> Tensor:
-    """`compute` of all rows, without gradients, `rows` at a time."""
-    return torch.cat([compute(piece) for piece in in_pieces(answers, rows)])
+    """`compute` of all rows, without gradients, `rows` at a time: (B, ...), or (B, T, ...) with 0 where a piece was
+    less wide."""
+    T = answers.inputs_BT.shape[1]
+    pieces = [compute(piece) for piece in in_pieces(answers, rows)]
+    if pieces[0].dim() == 1:
+        return torch.cat(pieces)
+    return torch.cat([F.pad(piece, (0, 0) * (piece.dim() - 2) + (0, T - piece.shape[1])) for piece in pieces])
+
+
+def states_of(trunk: Transformer, ids: Sequence[tuple[Sequence[int], Sequence[int]]], micro_tokens: int) -> Tensor:
+    """`end_states` (N, D) of prompts with their answers, without gradients. At most `micro_tokens` tokens are read at a
+    time, padding counted, or one row; rows of similar length together."""
+    order = sorted(range(len(ids)), key=lambda place: len(ids[place][0]) + len(ids[place][1]))
+    pieces: list[list[int]] = []
+    for place in order:  # the newest of a piece is its longest
+        if not pieces or (len(pieces[-1]) + 1) * (len(ids[place][0]) + len(ids[place][1])) > micro_tokens:
+            pieces.append([])
+        pieces[-1].append(place)
+    read = []
+    for piece in pieces:
+        prompts, answers = zip(*(ids[place] for place in piece), strict=True)
+        with torch.no_grad():
+            read.append(end_states(trunk, pad_answers(prompts, answers, default_device())))
+    return torch.cat(read)[torch.tensor(order).argsort().to(read[0].device)]

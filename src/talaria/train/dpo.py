@@ -30,9 +30,8 @@ def dpo(settings: DpoSettings, base: Path, databases: Sequence[str | Path], seed
     if settings.lora is not None:
         add_lora(policy, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
     reference = load_model(base)[0].to(default_device()).requires_grad_(False)
-    training, held_out, dropped = read_compared(
-        databases, tokenizer, policy.shape.context, settings.validation_share, seed
-    )
+    context = min(settings.context or policy.shape.context, policy.shape.context)
+    training, held_out, dropped = read_compared(databases, tokenizer, context, settings.validation_share, seed)
     per_epoch = -(-len(training) // settings.batch_prompts)
     tuning = Tuning(
         "dpo",

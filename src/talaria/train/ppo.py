@@ -25,8 +25,8 @@ from talaria.infer.contract import Completion, row_seed
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.device import default_device
-from talaria.model.lora import add_lora, merged_copy
-from talaria.model.scalar import ScalarModel, load_scalar_model
+from talaria.model.lora import add_lora, merged_copy, without_lora
+from talaria.model.scalar import ScalarModel, head_apart, load_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.run import atomic_folder
 from talaria.tokens.batches import Batch, PackedBatches
@@ -42,6 +42,7 @@ from talaria.train.answers import (
     over_pieces,
     pad_answers,
     score,
+    shortest_first,
 )
 from talaria.train.policy_losses import advantages, clipped_policy_loss, clipped_value_loss, whitened
 from talaria.train.settings import PpoSettings
@@ -78,12 +79,14 @@ def ppo(
 ) -> None:
     """Improve the model at `base` against the reward model at `reward`; `replay` has the shards of PPO-ptx."""
     policy, tokenizer = load_model(base)
-    reference = load_model(base)[0].to(default_device()).requires_grad_(False)
-    rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
     value = load_scalar_model(reward)[0]
-    if settings.lora is not None:
+    if settings.lora is None:
+        reference = load_model(base)[0].to(default_device()).requires_grad_(False)
+        rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
+    else:  # The fine-tuned model is the policy without its LoRA; the reward model is so in the value network.
         for number, trunk in enumerate((policy, value.trunk)):
             add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed + number))
+        reference, rewarder = policy, head_apart(value).to(default_device())
     rate = settings.optimizer.learning_rate or 1e-4
     tuning = Tuning(
         "ppo",
@@ -108,6 +111,9 @@ def ppo(
             chosen = draw_prompts(items, settings.rollouts, tuning.step, seed)
             prompts = [item["ids"] for item in chosen]
             completions = sample(policy, tokenizer, prompts, settings.max_tokens, row_seed(seed, tuning.step + 1))
+            order = shortest_first(prompts, [answer.token_ids for answer in completions])
+            chosen, completions = [chosen[row] for row in order], [completions[row] for row in order]
+            prompts = [item["ids"] for item in chosen]
             answers = pad_answers(prompts, [answer.token_ids for answer in completions], default_device())
             sampled = time.monotonic()
 
@@ -121,11 +127,12 @@ def ppo(
             # 3. Several epochs over the same answers, in minibatches.
             told = Told()
             for epoch in range(settings.epochs):
-                order = torch.tensor(
+                shuffled = torch.tensor(
                     random.Random(f"{seed}/{tuning.step}/{epoch}").sample(range(len(prompts)), len(prompts))
                 )
-                for part in torch.tensor_split(order, settings.minibatches):
-                    update(settings, tuning, policy, value, Rollouts(*(x[part] for x in rollouts)), ptx, told)
+                for part in torch.tensor_split(shuffled, settings.minibatches):
+                    minibatch = Rollouts(*(x[part.sort().values] for x in rollouts))
+                    update(settings, tuning, policy, value, minibatch, ptx, told)
 
             # 4. The coefficient follows its target (Ziegler et al. 2019, section 2.2); metrics; a checkpoint if due.
             kl, kl_coefficient_was = float(log_ratio_BT.sum() / len(prompts)), kl_coefficient
@@ -171,7 +178,8 @@ def assess(
     """Advantages and returns of answers, with their log-ratios (B, T) to the reference and entropies (B, T)."""
     both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, rows)
     log_probs_BT, entropy_BT = both.unbind(dim=-1)
-    reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
+    with without_lora(reference):
+        reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
     # The value of the state before each token: the value network has not read the token itself.
     values_BT = over_pieces(lambda piece: value(piece.inputs_BT) * piece.mask_BT, answers, rows)
     # Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole answer.
@@ -318,7 +326,8 @@ def reward_of(
     if read:
         prompts, texts = zip(*read.values(), strict=True)
         answers = pad_answers(prompts, texts, default_device())
-        whole = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
+        with without_lora(rewarder.trunk):
+            whole = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
         scores_B.clamp_(max=float(whole.min()))
         scores_B[list(read)] = whole
     return scores_B

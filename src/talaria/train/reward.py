@@ -27,10 +27,10 @@ from talaria.model.lora import add_lora, merge_lora
 from talaria.model.scalar import ScalarModel, save_scalar_model
 from talaria.run import atomic_folder, atomic_write, to_json
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answers, score
+from talaria.train.answers import Answers, encode_answer, pad_answers, score, states_of
 from talaria.train.policy_losses import ranking_loss
 from talaria.train.settings import RewardSettings
-from talaria.train.tuning import Tuning, micro_rows
+from talaria.train.tuning import Tuning
 
 
 @dataclass
@@ -63,9 +63,8 @@ def train_reward(
     model = ScalarModel(trunk, torch.Generator().manual_seed(seed))
     if settings.lora is not None:
         add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
-    training, held_out, dropped = read_compared(
-        databases, tokenizer, trunk.shape.context, settings.validation_share, seed
-    )
+    context = min(settings.context or trunk.shape.context, trunk.shape.context)
+    training, held_out, dropped = read_compared(databases, tokenizer, context, settings.validation_share, seed)
     per_epoch = -(-len(training) // settings.batch_prompts)
     tuning = Tuning(
         "reward",
@@ -78,6 +77,7 @@ def train_reward(
         learning_rates={"reward": settings.optimizer.learning_rate or 3e-4},
         checkpoint_every_seconds=settings.checkpoint_every_seconds,
         seed=seed,
+        dtype=settings.dtype,
     )
     same_data(tuning, training)
 
@@ -97,12 +97,13 @@ def train_reward(
             tuning.end_step(f"loss {loss:.3f}", train_loss=loss, grad_norm=norm, prompts=len(chosen))
 
     merge_lora(trunk)
-    mean = float(scores_of(model, training).mean())
-    with torch.no_grad():
+    with tuning.products(), torch.no_grad():
+        known_ND = states_of(trunk, [ids for prompt in training for ids in prompt.ids], settings.micro_batch_tokens)
+        mean = float(model.read(known_ND).mean())
         model.bias.sub_(mean)
+        quality = measure_quality(model, known_ND, held_out, settings.micro_batch_tokens)
     with atomic_folder(folder / "reward_model") as target:
         save_scalar_model(model, tokenizer, target)
-    quality = measure_quality(model, training, held_out)
     atomic_write(folder / "reward.json", to_json(quality))
     tuning.close(
         prompts=len(training),
@@ -112,16 +113,6 @@ def train_reward(
         mean_before_shift=mean,
         accuracy=quality["together"]["accuracy"],
     )
-
-
-@torch.no_grad()
-def scores_of(model: ScalarModel, prompts: Sequence[Compared], rows: int = 64) -> Tensor:
-    """Scores (N,) of all answers of all prompts, in order."""
-    pieces = []
-    for start in range(0, len(prompts), rows):
-        answers = as_answers(prompts[start : start + rows])
-        pieces.append(over_pieces(lambda piece: score(model, piece), answers, rows))
-    return torch.cat(pieces)
 
 
 def read_compared(
@@ -215,8 +206,19 @@ def as_answers(prompts: Sequence[Compared]) -> Answers:
 
 
 def as_micro_batches(prompts: list[Compared], micro_tokens: int, cores: int) -> list[list[Compared]]:
-    """Whole prompts together, equal numbers for the cores, bounded in tokens."""
-    longest = max(len(asked) + len(answer) for prompt in prompts for asked, answer in prompt.ids)
-    answers = max(len(prompt.ids) for prompt in prompts)
-    rows = micro_rows(len(prompts), longest * answers, micro_tokens, cores)
-    return [prompts[i : i + rows] for i in range(0, len(prompts), rows)]
+    """Whole prompts together, at least one micro-batch for each core, bounded in tokens with their padding. Prompts of
+    similar length are neighbours, so that there is little of it."""
+    most = -(-len(prompts) // max(1, cores))
+    pieces: list[list[Compared]] = []
+    for prompt in sorted(prompts, key=_longest):  # the newest of a piece is its longest
+        if pieces and len(pieces[-1]) < most:
+            answers = sum(len(other.ids) for other in (*pieces[-1], prompt))
+            if answers * _longest(prompt) <= micro_tokens:
+                pieces[-1].append(prompt)
+                continue
+        pieces.append([prompt])
+    return pieces
+
+
+def _longest(prompt: Compared) -> int:
+    return max(len(asked) + len(answer) for asked, answer in prompt.ids)

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talaria.model.device import default_device
 from talaria.model.scalar import ScalarModel
-from talaria.train.answers import end_states, over_pieces, pad_answers
+from talaria.train.answers import states_of
 
 if TYPE_CHECKING:
     from talaria.train.reward import Compared
 
-_ROWS = 64
 _BINS = 10
 
 
-def measure_quality(model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared]) -> dict[str, Any]:
-    """Everything above as a JSON value."""
-    from talaria.train.reward import scores_of
-
-    scores = scores_of(model, held_out).double().cpu().numpy()
+def measure_quality(
+    model: ScalarModel, known_ND: Tensor, held_out: Sequence[Compared], micro_tokens: int
+) -> dict[str, Any]:
+    """Everything above as a JSON value. `known_ND`: the states that are scored of the training answers; the model reads
+    at most `micro_tokens` tokens at a time."""
+    own_ND = states_of(model.trunk, [ids for prompt in held_out for ids in prompt.ids], micro_tokens)
+    scores = model.read(own_ND).detach().double().cpu().numpy()
     rows, start = [], 0
     for number, prompt in enumerate(held_out):
         for i, j, share in prompt.pairs:
@@ -40,7 +40,9 @@ def measure_quality(model: ScalarModel, training: Sequence[Compared], held_out: 
         result[objective] = _accuracy([row for row in rows if row[1] == objective])
     result["by_margin"] = _by_margin(rows)
     result["calibration"] = _calibration(rows)
-    result["out_of_distribution"] = _out_of_distribution(model, training, held_out)
+    strange = _strange(held_out, max(len(asked) + len(answer) for prompt in held_out for asked, answer in prompt.ids))
+    strange_ND = states_of(model.trunk, strange, micro_tokens) if strange else None
+    result["out_of_distribution"] = _out_of_distribution(known_ND, own_ND, strange_ND)
     return result
 
 
@@ -93,22 +95,18 @@ def _calibration(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:
     return {"curve": curve, "error": error}
 
 
-def _out_of_distribution(
-    model: ScalarModel, training: Sequence[Compared], held_out: Sequence[Compared]
-) -> dict[str, float | None]:
+def _out_of_distribution(known_ND: Tensor, own_ND: Tensor, strange_ND: Tensor | None) -> dict[str, float | None]:
     """How often a conversation with another prompt's answer lies further out than one with its own."""
-    known_ND = _states(model, [ids for prompt in training for ids in prompt.ids])
+    known_ND = known_ND.double().cpu()
     mean_D = known_ND.mean(dim=0)
     centred_ND = known_ND - mean_D
     covariance_DD = centred_ND.T @ centred_ND / len(known_ND)
     covariance_DD += torch.eye(len(mean_D), dtype=torch.float64) * covariance_DD.diagonal().mean() * 1e-3
     precision_DD = torch.linalg.inv(covariance_DD)
-    own = [ids for prompt in held_out for ids in prompt.ids]
-    near = distances(_states(model, own), mean_D, precision_DD)
-    strange = _strange(held_out, model.trunk.shape.context)
-    if not strange:
+    near = distances(own_ND.double().cpu(), mean_D, precision_DD)
+    if strange_ND is None:
         return {"held_out": float(near.mean()), "strange": None, "auroc": None}
-    far = distances(_states(model, strange), mean_D, precision_DD)
+    far = distances(strange_ND.double().cpu(), mean_D, precision_DD)
     near_N = np.sort(near.numpy())
     below = np.searchsorted(near_N, far.numpy(), "left") + np.searchsorted(near_N, far.numpy(), "right")
     return {
@@ -136,15 +134,3 @@ def distances(states_ND: Tensor, mean_D: Tensor, precision_DD: Tensor) -> Tensor
     """Mahalanobis distances (N,), over the width, so that about 1 is ordinary."""
     centred_ND = states_ND - mean_D
     return (centred_ND @ precision_DD * centred_ND).sum(dim=1) / len(mean_D)
-
-
-def _states(model: ScalarModel, ids: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    pieces = [
-        pad_answers([asked for asked, _ in part], [answer for _, answer in part], default_device())
-        for part in (ids[start : start + _ROWS] for start in range(0, len(ids), _ROWS))
-    ]
-    return (
-        torch.cat([over_pieces(lambda piece: end_states(model.trunk, piece), part, _ROWS) for part in pieces])
-        .double()
-        .cpu()
-    )

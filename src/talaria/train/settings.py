@@ -73,7 +73,8 @@ class SftSettings(Settings):
     """Files of conversations; empty, the world's."""
     limit: int | None = Field(default=None, gt=0)
     validation_share: float = Field(default=0.02, gt=0, lt=1)
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=2.0, ge=0)
+    """0 takes `base` as it is, where it is fine-tuned already."""
     context: int | None = Field(default=None, gt=0)
     batch_tokens: int | None = Field(default=None, gt=0)
     micro_batch_tokens: int = Field(default=16_384, gt=0)
@@ -97,10 +98,15 @@ class RewardSettings(Settings):
     """Databases of comparisons, as paths or URLs; empty, those of [comparisons]."""
     validation_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of the prompts, with all their comparisons, that are held out."""
+    context: int | None = Field(default=None, gt=0)
+    """Most tokens of a prompt with an answer; absent, the model's context. Longer answers are left out, with their
+    pairs."""
     epochs: int = Field(default=1, ge=1)
     batch_prompts: int = Field(default=32, gt=0)
     micro_batch_tokens: int = Field(default=16_384, gt=0)
     lora: LoraSettings | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the matrix products, in training and in what is measured of it. Weights are fp32 always."""
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=3e-4, weight_decay=0.0)
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
@@ -149,6 +155,8 @@ class DpoSettings(Settings):
     feedback: list[str] = Field(default_factory=list)
     """Databases of comparisons, as paths or URLs; empty, those of [comparisons]."""
     validation_share: float = Field(default=0.15, gt=0, lt=1)
+    context: int | None = Field(default=None, gt=0)
+    """Most tokens of a prompt with an answer; absent, the model's context."""
     epochs: int = Field(default=1, ge=1)
     batch_prompts: int = Field(default=32, gt=0)
     micro_batch_tokens: int = Field(default=16_384, gt=0)

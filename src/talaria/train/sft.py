@@ -18,7 +18,7 @@ from talaria.errors import UserError
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.lora import add_lora, merged_copy
 from talaria.model.transformer import Transformer
-from talaria.run import atomic_folder, read_json
+from talaria.run import atomic_folder, atomic_write, read_json, to_json
 from talaria.tokens.batches import Batch, ConversationBatches, PackedBatches, pack_conversations
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.conversations import read_conversations
@@ -34,11 +34,15 @@ def sft(
     settings: SftSettings, base: Path, conversations: Sequence[Path], replay: Path | None, seed: int, folder: Path
 ) -> None:
     """Fine-tune the model at `base` on files of `conversations`, with `replay`'s pretraining shards mixed in;
-    write model/ (the best), checkpoints/, metrics.jsonl and training.json below `folder`."""
+    write model/ (the best), checkpoints/, metrics.jsonl and training.json below `folder`. Of no epochs `base` is the
+    model, as it is."""
     parallel.start()
     model, tokenizer = load_model(base)
     if settings.base is None:
         name_control_tokens(model, tokenizer)
+    if settings.epochs == 0:
+        _take_over(model, tokenizer, seed, folder)
+        return
     if settings.lora is not None:
         add_lora(model, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
     context = min(settings.context or model.shape.context, model.shape.context)
@@ -120,6 +124,14 @@ def sft(
         conversations_truncated=training.n_truncated,
         conversations_dropped=len(encoded) - len(chats),
     )
+
+
+def _take_over(model: Transformer, tokenizer: Tokenizer, seed: int, folder: Path) -> None:
+    """The model as it is, for one that was fine-tuned elsewhere; what that cost is unknown."""
+    with atomic_folder(folder / "model") as target:
+        save_model(model, tokenizer, target)
+    cost = {"params": model.shape.n_params(), "steps": 0, "positions": 0, "tokens": 0, "flops": 0, "seed": seed}
+    atomic_write(folder / "training.json", to_json(cost))
 
 
 @torch.no_grad()

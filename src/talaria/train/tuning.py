@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from talaria.train.allocator import keep_freed_memory
 from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from talaria.train.cores import backward_each, cores_for
 from talaria.train.optim import make_optimizers, rate_share
+from talaria.train.precision import training_dtype
 from talaria.train.settings import OptimizerSettings
 from talaria.train.step import StepState, apply_gradients
 
@@ -49,11 +51,13 @@ class Tuning:
         learning_rates: dict[str, float],
         checkpoint_every_seconds: float,
         seed: int,
+        dtype: str = "float32",
     ) -> None:
         if optimizer.name != "adamw":
             raise UsageError(f"{title}.optimizer.name={optimizer.name}: this stage knows adamw only")
         if default_device().type == "cpu":
             keep_freed_memory()
+        self._dtype = training_dtype(dtype, default_device())
         self.folder, self.steps, self.seed, self.step = folder, steps, seed, 0
         self.memory: dict[str, Any] = {}
         self.modules = nn.ModuleDict(modules).to(default_device())
@@ -97,7 +101,16 @@ class Tuning:
         """Add the gradient of the summed losses over `divisor` for the module `name`, "" for all; returns the sum."""
         module = self.modules[name] if name else self.modules
         cores = self.cores(len(micro_batches))
-        return sum(backward_each(loss_of, list(micro_batches), module, divisor, cores))
+
+        def loss_in_dtype(micro: M) -> Tensor:
+            with self.products():  # autocast is a thread's own
+                return loss_of(micro)
+
+        return sum(backward_each(loss_in_dtype, list(micro_batches), module, divisor, cores))
+
+    def products(self) -> torch.autocast:
+        """A context in which matrix products are of the loop's dtype."""
+        return torch.autocast(default_device().type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
     def update(self, loss: float) -> float:
         """One update of every module from the gradients so far; returns the first one's norm before clipping."""
@@ -130,7 +143,13 @@ class Tuning:
         atomic_write(self.folder / "training.json", to_json(own | self.memory | record))
 
 
+PIECE_TOKENS = 1024
+"""On a CPU as many at a time take no longer than all at once, and rows that differ in length need less padding."""
+
+
 def micro_rows(rows: int, longest: int, micro_tokens: int, cores: int) -> int:
-    """Rows of a micro-batch: equal work for the cores, at most `micro_tokens` tokens each."""
+    """Rows of a micro-batch: equal numbers for the cores, at most `micro_tokens` tokens each."""
+    if default_device().type == "cpu":
+        micro_tokens = min(micro_tokens, PIECE_TOKENS)
     most = max(1, micro_tokens // longest)
     return max(1, min(most, -(-rows // max(1, cores))))
