@@ -276,6 +276,26 @@ def emergence(
 
 
 @app.command()
+def study(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="A setting, e.g. tokens=200000.", metavar="KEY=VALUE")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of its arms and its report.", metavar="FOLDER")] = Path(
+        "runs/study"
+    ),
+    seeds: Annotated[int | None, typer.Option(help="How many; three unless given.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Widths of the models, e.g. 16,32,64.", metavar="WIDTHS")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Train nothing; report the seeds that are finished.")
+    ] = False,
+) -> None:
+    """Look for steady, sudden and U-shaped curves in a world of symbols: small models of many sizes, one report."""
+    from talaria.commands import conduct_study
+
+    conduct_study(out, seeds, sizes, overrides or [], report)
+
+
+@app.command()
 def compare(first: RunArgument, second: RunArgument) -> None:
     """Two runs side by side: settings that differ, losses, results and whether they differ beyond noise."""
     from talaria.commands import compare_runs

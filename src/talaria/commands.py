@@ -16,7 +16,7 @@ from rich.table import Table
 from talaria.config import apply_overrides, resolve, to_toml
 from talaria.errors import UsageError, UserError
 from talaria.recipe import read_recipe, run_path
-from talaria.run import atomic_write, finished_stages
+from talaria.run import atomic_write, finished_stages, read_json
 from talaria.verify import unchecked, verify
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
@@ -314,6 +314,26 @@ def print_emergence(
         print(json.dumps({"scale": shown, "tasks": [verdict.to_json() for verdict in verdicts]}, indent=1))
     else:
         Console().print(verdict_table(verdicts, shown))
+
+
+def conduct_study(folder: Path, seeds: int | None, sizes: str | None, overrides: list[str], report: bool) -> None:
+    """Train the arms of the study of curves that are not finished, report, and print what appeared."""
+    from talaria.study.conduct import conduct
+    from talaria.study.page import headline
+    from talaria.study.settings import StudySettings
+
+    table = apply_overrides({}, overrides)
+    if seeds is not None:
+        table["seeds"] = seeds
+    if sizes is not None:
+        try:
+            table["widths"] = [int(width) for width in sizes.split(",")]
+        except ValueError:
+            raise UsageError(f"--sizes {sizes}: give widths, e.g. --sizes 16,32,64") from None
+    page = conduct(resolve(StudySettings, table, "study"), folder, console.print, train=not report)
+    for sentence in headline(read_json(page.with_name("study.json"))):
+        print(sentence)
+    console.print(f"the report: {page}")
 
 
 def _column_names(given: list[str]) -> dict[str, str]:
