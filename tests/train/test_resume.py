@@ -141,7 +141,7 @@ def test_killed_at_random_instants_the_weights_are_the_same_bit_for_bit(
         process.join()
         kills += 1
         resumed_from.update(path.name for path in before)
-    clock = ("time", "tokens_per_second", "flops_per_second", "mfu")
+    clock = ("time", "tokens_per_second", "flops_per_second", "mfu", "hours_left")
     rows = [
         {k: v for k, v in row.items() if k not in clock} for row in read_metrics(undisturbed / name / "metrics.jsonl")
     ]

@@ -23,28 +23,36 @@ class Series:
     dots: bool = False
 
 
-def line_chart(series: Sequence[Series], title: str, x_label: str, unit: str = "", log_y: bool = False) -> str:
+def line_chart(
+    series: Sequence[Series], title: str, x_label: str, unit: str = "", log_y: bool = False, log_x: bool = False
+) -> str:
     """A `<figure>` with one axis pair, or an empty string where no series has a finite point.
 
     Points that are not finite (or not positive on a log axis) are left out. A curve of many points is drawn through
     the means of neighbours. Hovering over a curve shows its value.
     """
-    kept = [(one, _thin(_drawable(one.points, log_y))) for one in series]
+    kept = [(one, _thin(_drawable(one.points, log_x, log_y))) for one in series]
     kept = [(one, points) for one, points in kept if points]
     if not kept:
         return ""
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points]
     x_low, x_high = min(xs), max(xs)
-    x_low = 0.0 if 0 < x_low < 0.1 * x_high else x_low  # a run's first step is not worth an axis of its own
-    x_high = x_high if x_high > x_low else x_low + 1
+    if log_x:
+        x_ticks = log_ticks(x_low, x_high)
+    else:
+        x_low = 0.0 if 0 < x_low < 0.1 * x_high else x_low  # a run's first step is not worth an axis of its own
+        x_high = x_high if x_high > x_low else x_low + 1
+        x_ticks = linear_ticks(x_low, x_high, 5)
+    x_low, x_high = (min(x_ticks[0], x_low), max(x_ticks[-1], x_high)) if log_x else (x_low, x_high)
     y_ticks = log_ticks(min(ys), max(ys)) if log_y else linear_ticks(min(ys), max(ys))
     y_low, y_high = (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)))
-    shape = math.log10 if log_y else float
+    shape, x_shape = (math.log10 if log else float for log in (log_y, log_x))
+    x_span = x_shape(x_high) - x_shape(x_low)
     span = shape(y_high) - shape(y_low)
 
     def x_of(x: float) -> float:
-        return _LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (x_shape(x) - x_shape(x_low)) / x_span * (WIDTH - _LEFT - _RIGHT)
 
     def y_of(y: float) -> float:
         return HEIGHT - _BOTTOM - (shape(y) - shape(y_low)) / span * (HEIGHT - _TOP - _BOTTOM)
@@ -56,7 +64,7 @@ def line_chart(series: Sequence[Series], title: str, x_label: str, unit: str = "
         parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     bottom = HEIGHT - _BOTTOM
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    for tick in linear_ticks(x_low, x_high, 5):
+    for tick in x_ticks:
         if x_low <= tick <= x_high:
             x = x_of(tick)
             parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
@@ -144,8 +152,9 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _drawable(points: Sequence[tuple[float, float]], log_y: bool) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)]
+def _drawable(points: Sequence[tuple[float, float]], log_x: bool, log_y: bool) -> list[tuple[float, float]]:
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    return [(x, y) for x, y in finite if (x > 0 or not log_x) and (y > 0 or not log_y)]
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -16,6 +16,7 @@ from talaria.scaling.allocation_laws import Valley
 from talaria.scaling.fit import Fit
 from talaria.scaling.laws import LAWS
 from talaria.scaling.points import Array, Points
+from talaria.scaling.ray import RayPrediction
 
 
 def draw_fit(fit: Fit, points: Points, folder: Path) -> list[Path]:
@@ -46,6 +47,32 @@ def draw_fit(fit: Fit, points: Points, folder: Path) -> list[Path]:
         one.scatter(getattr(points, x), 100 * np.expm1(fit.residuals), s=12)
         one.set(xscale="log", xlabel=x, ylabel="loss over prediction, %" if place == 0 else "")
     return [*written, _save(figure, folder / f"{fit.law}_residuals.png")]
+
+
+def draw_ray(
+    sizes: Sequence[float],
+    losses: Sequence[float],
+    target: float,
+    law: RayPrediction,
+    reached: float | None,
+    folder: Path,
+) -> list[Path]:
+    """`ladder.png`: the rungs, the laws through them, and the run that they predict."""
+    figure, (axis,) = _figure(1, 1, width=6.0)
+    n, low, middle, high = (np.array(column) for column in zip(*law.at, strict=True))
+    level = f"{100 * law.level:.0f} %"
+    axis.fill_between(n, low, high, alpha=0.25, label=f"{level} of the laws that the rungs admit")
+    axis.plot(n, middle, linewidth=1)
+    axis.scatter(sizes, losses, s=14, color="black", label="rungs")
+    axis.errorbar(
+        [target], [law.value], [[law.value - law.low], [law.high - law.value]], fmt="o", capsize=4, color="C1",
+        label=f"predicted run, {level}",
+    )  # fmt: skip
+    if reached is not None:
+        axis.scatter([target], [reached], marker="x", s=60, color="C3", label="reached", zorder=3)
+    axis.set(xscale="log", yscale="log", xlabel="parameters without embeddings", ylabel="held-out loss, nats a token")
+    axis.legend()
+    return [_save(figure, folder / "ladder.png")]
 
 
 def draw_isoflop(fit: Fit, points: Points, valleys: Sequence[Valley], folder: Path) -> list[Path]:
