@@ -67,10 +67,10 @@ def _points(params: Array, flops: Array, loss: Array) -> Points:
     return Points(params, flops / 6 / params, flops, loss, np.arange(2, len(loss) + 2))
 
 
-def coverage(law: str, n: int, noise: float, simulations: int, draws: int) -> dict[str, int]:
+def coverage(law: str, n: int, noise: float, seeds: range, draws: int) -> dict[str, int]:
     """How many simulations have each coefficient inside its 80 % interval."""
     inside: dict[str, int] = {}
-    for seed in range(simulations):
+    for seed in seeds:
         if law == "isoflop":
             fit, truth = fit_isoflop(planted_isoflop(noise, seed), draws, seed)[0], {"a": 0.5}
         elif law == "envelope":
@@ -132,6 +132,7 @@ def one(params: float, tokens: float) -> Points:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first simulation")
     parser.add_argument("--laws", nargs="+", default=["chinchilla", "kaplan", "isoflop", "envelope"])
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--noise", type=float, default=0.01)
@@ -152,13 +153,14 @@ def main() -> None:
         return
     error = 2 * math.sqrt(0.8 * 0.2 / options.simulations)
     print(
-        f"{options.simulations} simulations, {options.points} points, noise {options.noise}, seeds 0 to "
-        f"{options.simulations - 1}"
+        f"{options.simulations} simulations, {options.points} points, noise {options.noise}, seeds {options.first} to "
+        f"{options.first + options.simulations - 1}"
     )
     print(f"expected 80 % +- {100 * error:.1f}")
     for law in options.laws:
         start = time.perf_counter()
-        inside = coverage(law, options.points, options.noise, options.simulations, options.draws)
+        seeds = range(options.first, options.first + options.simulations)
+        inside = coverage(law, options.points, options.noise, seeds, options.draws)
         told = ", ".join(f"{name} {100 * count / options.simulations:.1f}" for name, count in inside.items())
         print(f"{law}: {told}  ({time.perf_counter() - start:.0f} s)", flush=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 from talaria.run import read_metrics, sha256
 from talaria.train.checkpoint import checkpoints
 
-_CLOCK = {"time", "tokens_per_second", "flops_per_second", "mfu"}
+_CLOCK = {"time", "tokens_per_second", "flops_per_second", "mfu", "hours_left"}
 
 
 def assert_kills_change_nothing(

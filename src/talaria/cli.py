@@ -246,12 +246,13 @@ def plan(
 def ladder(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="A folder for a picture.", metavar="FOLDER")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
 ) -> None:
-    """Train nine small runs of a recipe and predict the loss of its own; after that run, say whether it fell inside."""
+    """Train ten small runs of a recipe and predict the loss of its own; after that run, say whether it fell inside."""
     from talaria.commands import climb_ladder
 
-    climb_ladder(recipe, overrides or [], as_json)
+    climb_ladder(recipe, overrides or [], plot, as_json)
 
 
 @app.command()

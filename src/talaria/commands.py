@@ -288,13 +288,13 @@ def print_plan(
         console.print(f"next: talaria run {output}")
 
 
-def climb_ladder(path: Path, overrides: list[str], as_json: bool) -> None:
+def climb_ladder(path: Path, overrides: list[str], pictures: Path | None, as_json: bool) -> None:
     """Train the rungs of a recipe and print what they predict."""
     from talaria.ladder import climb, told
 
-    prediction = climb(path, overrides)
+    prediction = climb(path, overrides, pictures)
     print(json.dumps(prediction.to_json(), indent=1) if as_json else told(prediction))
-    for warning in [] if as_json else prediction.warnings:
+    for warning in [] if as_json else prediction.law.warnings:
         print(f"warning: {warning}")
 
 

@@ -3,14 +3,20 @@
     talaria ladder RECIPE          # trains the rungs in the run's folder, fits, predicts; again after `talaria run`:
     was it right?
 
-Nine rungs, three sizes by three lengths, take two fifths of the demo's compute (a sixth, where the output head is
-small beside the layers); each is a stage like any other, so that what is finished is kept and what was killed
-resumes. Chinchilla's law goes through their held-out losses, over parameters without embeddings and tokens at their
-worth when repeated (Muennighoff et al. 2023).
+Ten rungs, five sizes with two seeds each, of an eighth of the recipe's compute down to a hundredth; each is a stage
+like any other, so that what is finished is kept and what was killed resumes. All lie on one ray through the recipe's
+own run, along which everything grows in proportion, and a power law with a floor goes through their held-out losses
+(`scaling/ray.py`).
 
-Rates and batch follow the rung's compute C as DeepSeek LLM's do (Bi et al. 2024, section 3.1), through the recipe's
-own values: batch as C^0.3271, AdamW's rate as C^-0.125. Muon's rate of matrices is scaled to their shape already and
-stays.
+The rule, for a rung of s times the recipe's parameters without embeddings and c times its compute:
+
+- depth stays, widths and heads are drawn in together: layers come in whole numbers, and one layer alone learns less
+  than a share of what four learn;
+- tokens go as s, and so does the share of the text that is seen at all: tokens a parameter and epochs are the
+  recipe's;
+- batch goes as c^0.3271 (Bi et al. 2024, section 3.1);
+RULE
+- warm-up and decay are shares of the steps, as everywhere; context, schedule and held-out text are the recipe's.
 """
 
 from __future__ import annotations
@@ -18,31 +24,34 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from talaria.errors import UsageError
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape
-from talaria.pipeline import PretrainStage, console, stages
+from talaria.pipeline import LADDER, PretrainStage, console, stages
 from talaria.preflight import check_sources
 from talaria.recipe import Recipe, read_recipe, run_path
 from talaria.run import Stage, atomic_write, is_current, lock, read_metrics, run_stage
-from talaria.scaling.diagnosis import diagnose
-from talaria.scaling.fit import Fit, fit_law
-from talaria.scaling.planner import worth_of
-from talaria.scaling.points import Points
-from talaria.train.settings import TrainingPlan, plan_pretraining
+from talaria.scaling.ray import RayPrediction, predict_along
+from talaria.train.settings import PretrainSettings, Stretch, TrainingPlan, plan_pretraining
 
-_SIZES = (1 / 4, 1 / 10, 1 / 25)
-"""Of the recipe's parameters without embeddings."""
-_LENGTHS = (1 / 3, 1 / 6, 1 / 12)
-"""Of the recipe's tokens."""
+_SHARES = (1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128)
+"""Of the recipe's compute: the most that the rungs of each size may take."""
+_FEWEST_SIZES = 4
+_NARROWEST = 16
+_SEEDS = (0, 1000)
+"""Added to the recipe's own: far apart, so that ladders of neighbouring seeds share no rung."""
+_STRETCHES = 10
+"""Of a run, whose mean training losses are predicted like the final loss."""
+_BATCH, _RATE = 0.3271, -0.125
+"""Exponents of compute (Bi et al. 2024, section 3.1)."""
 LEVEL = 0.8
+_BAND_LEVEL = 0.98
+"""Of a stretch: a run that goes as predicted should be told so, and there are nine of them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,15 @@ class Rung:
     shape: ModelShape
     plan: TrainingPlan
 
+    @property
+    def size(self) -> int:
+        """Its place on the ray: parameters without embeddings."""
+        return self.shape.n_params_non_embedding()
+
+    @property
+    def compute(self) -> float:
+        return float(self.shape.flops_per_token(self.plan.context)) * self.plan.tokens
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -62,20 +80,30 @@ class Prediction:
     rungs: int
     larger: float
     """The recipe's compute over that of the largest rung."""
-    value: float
-    low: float
-    high: float
+    law: RayPrediction
     reached: float | None
-    warnings: list[str]
+
+    @property
+    def inside(self) -> bool | None:
+        return None if self.reached is None else self.law.low <= self.reached <= self.law.high
 
     def to_json(self) -> dict[str, Any]:
-        inside = None if self.reached is None else self.low <= self.reached <= self.high
-        loss = {"value": self.value, "low": self.low, "high": self.high, "level": LEVEL}
-        told = {"rungs": self.rungs, "times_larger": self.larger, "loss": loss}
-        return told | {"reached": self.reached, "inside": inside, "warnings": self.warnings}
+        law = self.law
+        return {
+            "rungs": self.rungs,
+            "times_larger": self.larger,
+            "loss": {"value": law.value, "low": law.low, "high": law.high, "level": law.level},
+            "reached": self.reached,
+            "inside": self.inside,
+            "seed_noise": law.seed_noise,
+            "scatter": law.scatter,
+            "floor": law.floor,
+            "gamma": law.gamma,
+            "warnings": law.warnings,
+        }
 
 
-def climb(path: Path, overrides: list[str], seed: int = 0) -> Prediction:
+def climb(path: Path, overrides: list[str], pictures: Path | None = None) -> Prediction:
     """Train the rungs of a recipe where they are not current, and predict its run. UsageError where the recipe is too
     small."""
     recipe = read_recipe(path, overrides)
@@ -94,45 +122,101 @@ def climb(path: Path, overrides: list[str], seed: int = 0) -> Prediction:
         for number, rung in enumerate(rungs, 1):
             ran = run_stage(at, _stage(rung, at))
             losses.append(_held_out_loss(at / rung.name))
-            size = f"{rung.shape.n_params_non_embedding():,} parameters on {rung.plan.tokens:,} tokens"
+            size = f"{rung.size:,} parameters on {rung.plan.tokens:,} tokens"
             kept = "" if ran else " (is current)"
             console.print(f"rung {number} of {len(rungs)}: {size}: loss {losses[-1]:.4f}{kept}")
-        points = _points(rungs, losses, n_tokens)
-        _write_points(at / "ladder.csv", points)
-        fit = fit_law("chinchilla", points, seed=seed)
-        return _predict(fit, points, rungs, own, n_tokens, at)
+        _write_points(at / "ladder.csv", rungs, losses)
+        law = predict_along([rung.size for rung in rungs], losses, own.size, LEVEL, recipe.run.seed)
+        # Another seed, rate or optimizer is another run, of which nothing was predicted.
+        reached = _held_out_loss(at / "pretrain") if is_current(at, _stage(own, at)) else None
+        larger = own.compute / max(rung.compute for rung in rungs)
+        prediction = Prediction(len(rungs), larger, law, reached)
+        plan = {"loss": (law.low, law.high), "band": [stretch.model_dump() for stretch in _band(rungs, own, at)]}
+        told = prediction.to_json() | {"predicted_run": own.settings.model_dump(mode="json"), "plan": plan}
+        told |= {"points": [[rung.size, loss] for rung, loss in zip(rungs, losses, strict=True)], "target": own.size}
+        told |= {"law": law.at}
+        atomic_write(at / LADDER, json.dumps(told, indent=1) + "\n")
+        if pictures is not None:
+            from talaria.scaling.pictures import draw_ray
+
+            draw_ray([rung.size for rung in rungs], losses, own.size, law, reached, pictures)
+        return prediction
 
 
 def plan_rungs(recipe: Recipe, own: Rung, n_tokens: int, place: str) -> list[Rung]:
-    """Three sizes by three lengths below the recipe's own run. UsageError where no three sizes lie below it."""
-    shapes = list(dict.fromkeys(_smaller(recipe.model, own.shape, share) for share in _SIZES))
-    if len(shapes) < 3:
+    """Five sizes with two seeds each on the ray below the recipe's own run, the largest first. UsageError where fewer
+    than four sizes lie below it."""
+    narrower = [_narrowed(recipe, own, width) for width in range(_NARROWEST, own.shape.d_model, 4)]
+    widest: dict[float, tuple[ModelSettings, ModelShape]] = {}
+    for share in _SHARES:
+        for model, shape in narrower:
+            if _compute_on_ray(shape, own) <= share * own.compute:
+                widest[share] = (model, shape)
+    sizes = list({shape.d_model: (model, shape) for model, shape in widest.values()}.values())
+    if len(sizes) < _FEWEST_SIZES:
         raise UsageError(
-            f"{place}: {own.shape.n_params_non_embedding():,} parameters without embeddings are too few for three "
-            "smaller sizes; give a larger [model]"
+            f"{place}: below {own.size:,} parameters without embeddings there are {len(sizes)} sizes of an eighth of "
+            f"the compute or less, too few for a law; give a wider [model]"
         )
-    whole = _compute(own.shape, own.plan)
     rungs: list[Rung] = []
-    for model in shapes:
-        shape = resolve_shape(model, own.shape.vocab_size)
-        for share in _LENGTHS:
-            tokens = round(own.plan.tokens * share)
-            times = shape.flops_per_token(own.plan.context) * tokens / whole
-            optimizer = own.settings.pretrain.optimizer.model_copy(
-                update={
-                    "learning_rate": own.plan.learning_rate * times**-0.125,
-                    "muon_learning_rate": own.settings.pretrain.optimizer.muon_learning_rate or own.plan.learning_rate
-                    if own.settings.pretrain.optimizer.name == "muon"
-                    else None,
-                }
-            )
-            batch = max(own.plan.context, round(own.plan.batch_tokens * times**0.3271))
-            settings = own.settings.pretrain.model_copy(
-                update={"tokens": tokens, "epochs": None, "batch_tokens": batch, "optimizer": optimizer}
-            )
-            stage = PretrainStage(seed=recipe.run.seed, model=model, pretrain=settings)
-            rungs.append(Rung(f"rung-{len(rungs) + 1}", stage, shape, plan_pretraining(settings, shape, n_tokens)))
+    for model, shape in sizes:
+        settings = _settings_on_ray(recipe, own, shape, n_tokens)
+        plan = plan_pretraining(settings, shape, n_tokens)
+        for seed in _SEEDS:
+            stage = PretrainStage(seed=recipe.run.seed + seed, model=model, pretrain=settings)
+            rungs.append(Rung(f"rung-{len(rungs) + 1}", stage, shape, plan))
     return rungs
+
+
+def _compute_on_ray(shape: ModelShape, own: Rung) -> float:
+    share = shape.n_params_non_embedding() / own.size
+    return float(shape.flops_per_token(own.plan.context)) * own.plan.tokens * share
+
+
+def _settings_on_ray(recipe: Recipe, own: Rung, shape: ModelShape, n_tokens: int) -> PretrainSettings:
+    """[pretrain] of a rung: the rule on top of this file."""
+    assert recipe.pretrain is not None
+    settings, plan = recipe.pretrain, own.plan
+    share = shape.n_params_non_embedding() / own.size
+    times = _compute_on_ray(shape, own) / own.compute
+    rows = max(1, round(plan.rows * times**_BATCH))
+    tokens = round(plan.tokens * share)
+    repeats = plan.tokens > settings.data_share * n_tokens
+    optimizer, rate = settings.optimizer, plan.learning_rate * times**_RATE
+    rates: dict[str, float] = {"learning_rate": rate}
+    if optimizer.name == "muon":
+        rates["muon_learning_rate"] = (optimizer.muon_learning_rate or plan.learning_rate) * times**_RATE
+    steps = tokens / (rows * plan.context)
+    # What decay takes of the weights over a whole run is 1 - exp(-rate x decay x steps).
+    rates["weight_decay"] = optimizer.weight_decay * plan.steps / steps / times**_RATE
+    return settings.model_copy(
+        update={
+            "tokens": tokens,
+            "epochs": None,
+            "batch_tokens": rows * plan.context,
+            "data_share": settings.data_share * share if repeats else settings.data_share,
+            "validate_every_steps": None,
+            "optimizer": optimizer.model_copy(update=rates),
+        }
+    )
+
+
+def _narrowed(recipe: Recipe, own: Rung, width: int) -> tuple[ModelSettings, ModelShape]:
+    """The recipe's model with all its widths drawn in to `width` over its own."""
+    whole = own.shape
+    share = width / whole.d_model
+    kv_heads = max(1, round(whole.n_kv_heads * share))
+    heads = kv_heads * (whole.n_heads // whole.n_kv_heads)
+    model = recipe.model.model_copy(
+        update={
+            "d_model": width,
+            "n_heads": heads,
+            "n_kv_heads": kv_heads,
+            "d_head": max(2, 2 * round(whole.d_attention * share / heads / 2)),
+            "d_ff": max(8, 8 * round(whole.d_ff * share / 8)),
+        }
+    )
+    return model, resolve_shape(model, whole.vocab_size)
 
 
 def _own(recipe: Recipe, at: Path) -> tuple[Rung, int]:
@@ -145,33 +229,6 @@ def _own(recipe: Recipe, at: Path) -> tuple[Rung, int]:
     shape = resolve_shape(recipe.model, vocab_size)
     settings = PretrainStage(seed=recipe.run.seed, model=recipe.model, pretrain=recipe.pretrain)
     return Rung("pretrain", settings, shape, plan_pretraining(recipe.pretrain, shape, n_tokens)), n_tokens
-
-
-def _smaller(model: ModelSettings, own: ModelShape, share: float) -> ModelSettings:
-    """The recipe's model with depth and width drawn in, nearest to `share` of its parameters without embeddings."""
-    wanted = own.n_params_non_embedding() * share
-    best, best_miss = model, math.inf
-    head = min(own.d_head, 32)
-    proportion = math.log(own.d_model / own.n_layers)
-    for depth in range(1, own.n_layers + 1):
-        for heads in range(1, own.d_model // head + 1):
-            small = model.model_copy(
-                update={
-                    "depth": depth,
-                    "n_layers": None,
-                    "d_model": heads * head,
-                    "n_heads": heads,
-                    "n_kv_heads": None,
-                    "d_head": None,
-                    "d_ff": None,
-                }
-            )
-            shape = resolve_shape(small, own.vocab_size)
-            miss = abs(math.log(shape.n_params_non_embedding() / wanted))
-            miss += 0.1 * abs(math.log(shape.d_model / depth) - proportion)
-            if miss < best_miss:
-                best, best_miss = small, miss
-    return best
 
 
 def _stage(rung: Rung, at: Path) -> Stage:
@@ -190,46 +247,47 @@ def _held_out_loss(folder: Path) -> float:
     return float(losses[-1])
 
 
-def _compute(shape: ModelShape, plan: TrainingPlan) -> float:
-    return float(shape.flops_per_token(plan.context)) * plan.tokens
+def _band(rungs: list[Rung], own: Rung, at: Path) -> list[Stretch]:
+    """Where the mean training loss of each stretch of the recipe's run is expected: on the ray it follows a law of its
+    own at every share of the run, as the final loss does. The first stretch, with the warm-up in it, is left out."""
+    curves = [_training_losses(at / rung.name) for rung in rungs]
+    if any(len(curve) < 2 * _STRETCHES for curve in curves):
+        return []
+    band = []
+    for number in range(1, _STRETCHES):
+        begin, end = number / _STRETCHES, (number + 1) / _STRETCHES
+        means = [_mean(curve[round(begin * len(curve)) : round(end * len(curve))]) for curve in curves]
+        law = predict_along([rung.size for rung in rungs], means, own.size, _BAND_LEVEL)
+        band.append(Stretch(begin=begin, end=end, low=law.low, high=law.high))
+    return band
 
 
-def _points(rungs: list[Rung], losses: list[float], n_tokens: int) -> Points:
-    params = np.array([rung.shape.n_params_non_embedding() for rung in rungs], dtype=np.float64)
-    tokens = np.array([worth_of(rung.plan.tokens, n_tokens) for rung in rungs])
-    return Points(params, tokens, 6 * params * tokens, np.array(losses), np.arange(2, len(rungs) + 2))
+def _training_losses(folder: Path) -> list[float]:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [float(row["train_loss"]) for row in rows if row.get("train_loss") is not None]
 
 
-def _write_points(path: Path, points: Points) -> None:
-    """The rungs as `talaria fit` reads them."""
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _write_points(path: Path, rungs: list[Rung], losses: list[float]) -> None:
+    """The rungs as `talaria fit` reads them, whose laws of size and length they cannot carry: both grow together."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["params", "tokens", "loss"])
-    writer.writerows(zip(points.params.tolist(), points.tokens.tolist(), points.loss.tolist(), strict=True))
+    writer.writerow(["params", "tokens", "flops", "loss", "seed"])
+    for rung, loss in zip(rungs, losses, strict=True):
+        writer.writerow([rung.size, rung.plan.tokens, rung.compute, loss, rung.settings.seed])
     atomic_write(path, buffer.getvalue())
-
-
-def _predict(fit: Fit, points: Points, rungs: list[Rung], own: Rung, n_tokens: int, at: Path) -> Prediction:
-    value, low, high = fit.predict_loss(
-        own.shape.n_params_non_embedding(), worth_of(own.plan.tokens, n_tokens), level=LEVEL
-    )
-    larger = _compute(own.shape, own.plan) / max(_compute(rung.shape, rung.plan) for rung in rungs)
-    # Another seed, rate or optimizer is another run, of which nothing was predicted.
-    reached = _held_out_loss(at / "pretrain") if is_current(at, _stage(own, at)) else None
-    warnings = diagnose(fit, points)
-    prediction = Prediction(len(rungs), larger, value, low, high, reached, warnings)
-    atomic_write(at / "ladder.json", json.dumps(prediction.to_json(), indent=1) + "\n")
-    return prediction
 
 
 def told(prediction: Prediction) -> str:
     """The prediction in words."""
+    law = prediction.law
     words = (
-        f"{prediction.rungs} rungs predict a loss of {prediction.value:.3f} ({100 * LEVEL:.0f} %: "
-        f"{prediction.low:.3f} to "
-        f"{prediction.high:.3f}) for the run {prediction.larger:.1f} times as large as the largest of them"
+        f"{prediction.rungs} rungs predict a loss of {law.value:.3f} ({100 * law.level:.0f} %: {law.low:.3f} to "
+        f"{law.high:.3f}) for the run of {prediction.larger:.1f} times the compute of the largest of them"
     )
     if prediction.reached is None:
         return f"{words}; make it with talaria run, then ask again"
-    inside = prediction.low <= prediction.reached <= prediction.high
-    return f"{words}; it reached {prediction.reached:.3f}, {'inside' if inside else 'outside'}"
+    return f"{words}; it reached {prediction.reached:.3f}, {'inside' if prediction.inside else 'outside'}"

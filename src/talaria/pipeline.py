@@ -24,11 +24,12 @@ from talaria.feedback.settings import ComparisonSettings, ConversationSettings
 from talaria.model.settings import ModelSettings
 from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Revision, Stage, is_finished, lock, run_stage, without_passwords
+from talaria.run import Revision, Stage, is_finished, lock, read_json, run_stage, without_passwords
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import (
     DpoSettings,
     GrpoSettings,
+    PlanSettings,
     PpoSettings,
     PretrainSettings,
     RewardSettings,
@@ -38,6 +39,8 @@ from talaria.world.settings import WorldSettings
 
 FeedbackReader = TypeVar("FeedbackReader", RewardSettings, DpoSettings)
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
+LADDER = "ladder.json"
+"""In a run's folder: what a ladder's rungs predict of its pretraining."""
 
 
 class PretrainStage(Settings):
@@ -168,9 +171,20 @@ def _pretrain(settings: PretrainStage, recipe: Recipe, at: Path) -> Stage:
         from talaria.train.pretrain import pretrain
 
         check_texts(recipe)
-        pretrain(settings.pretrain, settings.model, at / "tokenizer", settings.seed, folder)
+        predicted = _predicted(settings, recipe.plan, at / LADDER)
+        pretrain(settings.pretrain, settings.model, at / "tokenizer", settings.seed, folder, predicted)
 
     return Stage("pretrain", settings, {"tokenizer": at / "tokenizer"}, ("tokenizer",), work)
+
+
+def _predicted(settings: PretrainStage, plan: PlanSettings | None, ladder: Path) -> PlanSettings:
+    """What the recipe's [plan] says of the run, and in place of its loss what a ladder's rungs said of this very
+    run."""
+    plan = plan or PlanSettings()
+    told = read_json(ladder) if ladder.is_file() else {}
+    if told.get("predicted_run") != settings.model_dump(mode="json"):
+        return plan
+    return PlanSettings(**plan.model_dump() | told["plan"])
 
 
 def _conversations(settings: ConversationSettings, at: Path) -> Stage:

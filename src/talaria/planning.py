@@ -19,12 +19,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from talaria.config import to_toml
 from talaria.errors import UsageError
 from talaria.model.shape import ModelShape
 from talaria.scaling.devices import HERE, device_flops
 from talaria.scaling.planner import Allocation, Budget, Rule, allocate
 from talaria.scaling.sizes import recipe_text, shape_near, vocabulary_for
-from talaria.train.settings import PretrainSettings, TrainingPlan, plan_pretraining
+from talaria.train.settings import PlanSettings, PretrainSettings, TrainingPlan, plan_pretraining
 
 _CONTEXTS = ((2e7, 256), (1e9, 1024), (math.inf, 2048))
 _LARGEST_PROBED = 8e6
@@ -110,9 +111,9 @@ def make_plan(
     def speed(shape: ModelShape) -> float:
         if device != HERE:
             return devices * device_flops(device, utilisation)
-        probed = shape if shape.n_params() <= _LARGEST_PROBED else _smaller(shape)
+        probed = _probed(shape)
         if probed not in measured:
-            measured[probed] = _measure(probed)
+            measured[probed] = measured_flops(probed)
         return measured[probed]
 
     def shape_of(allocation: Allocation) -> ModelShape:
@@ -153,8 +154,18 @@ def make_plan(
             corpus,
             shlex.join(["talaria", *sys.argv[1:]]).replace("\n", " "),
             predicted,
+            to_toml(_prediction(rule, allocation, taken, None if price is None else devices * price)),
         ),
     )
+
+
+def _prediction(rule: Rule, allocation: Allocation, hours: float, hourly_cost: float | None) -> PlanSettings:
+    """What the trainer holds the run against. A published law's loss is of another text, so only a fit's is told, and
+    only with an interval; of repeated text too, whose worth the plan has reckoned with."""
+    loss = allocation.loss
+    if rule.is_published or loss is None or loss.low is None or loss.high is None:
+        return PlanSettings(hours=hours, hourly_cost=hourly_cost)
+    return PlanSettings(hours=hours, hourly_cost=hourly_cost, loss=(loss.low, loss.high))
 
 
 def plan_table(plan: Plan) -> Group:
@@ -215,22 +226,25 @@ def _within(rule: Rule, budget: Budget, seconds: float, speed: Any, shape_of: An
     return replace(final, notes=tuple(dict.fromkeys((*allocation.notes, *final.notes))))
 
 
-def _smaller(shape: ModelShape) -> ModelShape:
-    return shape_near(_LARGEST_PROBED, min(shape.vocab_size, 4096), min(shape.context, 256))
+def _probed(shape: ModelShape) -> ModelShape:
+    if shape.n_params() <= _LARGEST_PROBED:
+        return shape
+    return shape_near(0.9 * _LARGEST_PROBED, min(shape.vocab_size, 4096), min(shape.context, 256))
 
 
-def _measure(shape: ModelShape) -> float:
-    """FLOP/s of the real step on this machine."""
+def measured_flops(shape: ModelShape) -> float:
+    """FLOP/s of the real step on this machine; of a large shape, those of one that can be probed."""
     from talaria.train.sizing import probe
 
-    rows = max(1, _PROBED_TOKENS // shape.context)
-    training = plan_pretraining(PretrainSettings(), shape, 20 * shape.n_params())
+    probed = _probed(shape)
+    rows = max(1, _PROBED_TOKENS // probed.context)
+    training = plan_pretraining(PretrainSettings(), probed, 20 * probed.n_params())
     n = min(training.rows, rows)
-    seconds = probe(shape, n, shape.context, min(training.micro_rows, n), PretrainSettings().optimizer)
-    return n * shape.context * shape.flops_per_token() / seconds
+    seconds = probe(probed, n, probed.context, min(training.micro_rows, n), PretrainSettings().optimizer)
+    return n * probed.context * probed.flops_per_token() / seconds
 
 
 def _memory(shape: ModelShape, training: TrainingPlan) -> int:
-    from talaria.train.doctor import PROGRAM_BYTES, training_bytes
+    from talaria.train.doctor import TRAINING_PROGRAM_BYTES, training_bytes
 
-    return PROGRAM_BYTES + training_bytes(shape, training.micro_rows, training.context, PretrainSettings())
+    return TRAINING_PROGRAM_BYTES + training_bytes(shape, training.micro_rows, training.context, PretrainSettings())

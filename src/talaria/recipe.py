@@ -23,6 +23,7 @@ from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import (
     DpoSettings,
     GrpoSettings,
+    PlanSettings,
     PpoSettings,
     PretrainSettings,
     RewardSettings,
@@ -64,6 +65,8 @@ class Recipe(Settings):
     tokenizer: TokenizerSettings | None = None
     model: ModelSettings = ModelSettings()
     pretrain: PretrainSettings | None = None
+    plan: PlanSettings | None = None
+    """What was predicted of [pretrain]; no stage."""
     conversations: ConversationSettings | None = None
     sft: SftSettings | None = None
     comparisons: ComparisonSettings | None = None

@@ -13,7 +13,8 @@ from talaria.ladder import Rung, plan_rungs
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.pipeline import PretrainStage
 from talaria.recipe import Recipe
-from talaria.scaling.planner import worth_of
+from talaria.report import write_report
+from talaria.run import read_metrics
 from talaria.train.settings import OptimizerSettings, PretrainSettings, plan_pretraining
 
 RECIPE = """\
@@ -28,14 +29,15 @@ vocab_size = 300
 validation_fraction = 0.2
 
 [model]
-depth = 4
+depth = 1
 d_model = 64
 n_heads = 4
 context = 32
 
 [pretrain]
-tokens = 24000
-batch_tokens = 512
+tokens = 12000
+validation_tokens = 512
+batch_tokens = 128
 optimizer = { learning_rate = 3e-3 }
 """
 
@@ -59,48 +61,77 @@ def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     capsys.readouterr()
     assert talaria("ladder", "small.toml", "--json") == 0
     before = json.loads(capsys.readouterr().out)
-    assert before["rungs"] == 9
+    assert before["rungs"] == 8
     assert before["loss"]["low"] <= before["loss"]["value"] <= before["loss"]["high"]
     assert before["reached"] is None
     made = (folder / "runs" / "small" / "rung-1" / "done.json").stat().st_mtime_ns
     assert talaria("pretrain", "small.toml") == 0
+    expected = [row for row in read_metrics(folder / "runs/small/pretrain/metrics.jsonl") if "expected_low" in row]
+    assert len(expected) == 9 + 1, "nine stretches of training loss, then the held-out loss"
+    told = [expected[-1][end] for end in ("expected_low", "expected_high")]
+    assert told == pytest.approx([before["loss"]["low"], before["loss"]["high"]], rel=1e-6)
     assert talaria("ladder", "small.toml", "--json") == 0
     after = json.loads(capsys.readouterr().out)
     assert (folder / "runs" / "small" / "rung-1" / "done.json").stat().st_mtime_ns == made
     assert after["loss"] == before["loss"]
     assert after["inside"] == (after["loss"]["low"] <= after["reached"] <= after["loss"]["high"])
     assert talaria("verify", "runs/small") == 0
+    page = write_report(folder / "runs" / "small").read_text()
+    assert "8 small runs predicted a held-out loss of" in page
+    assert "Loss over size" in page
+    assert "rung-3" not in page.split("Lineage")[0], "the rungs stand together, not as ten trainings"
 
 
 def test_a_recipe_too_small_for_a_ladder_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert talaria("ladder", "small.toml", "model.depth=1", "model.d_model=32", "model.n_heads=1") == 2
-    assert "too few for three smaller sizes" in capsys.readouterr().err
+    assert "too few for a law" in capsys.readouterr().err
+
+
+def rungs_of(settings: PretrainSettings, n_tokens: int, **model: object) -> tuple[Rung, list[Rung]]:
+    shape_settings = ModelSettings(**({"depth": 6, "context": 256} | model))  # type: ignore[arg-type]
+    shape = resolve_shape(shape_settings, 4096)
+    stage = PretrainStage(seed=3, model=shape_settings, pretrain=settings)
+    own = Rung("pretrain", stage, shape, plan_pretraining(settings, shape, n_tokens))
+    recipe = Recipe(run={"seed": 3}, model=shape_settings, pretrain=settings)  # type: ignore[arg-type]
+    return own, plan_rungs(recipe, own, n_tokens, "recipe.toml")
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_rates_and_batch_follow_the_stated_rule(name: str) -> None:
-    """Batch as C^0.3271, AdamW's rate as C^-0.125, Muon's as the recipe has it; every rung at most an eighth of the
-    run."""
-    model = ModelSettings(depth=6, context=256)
-    settings = PretrainSettings(
-        tokens=50_000_000, batch_tokens=65_536, optimizer=OptimizerSettings(name=name, learning_rate=1e-2)
-    )
-    shape = resolve_shape(model, 4096)
-    stage = PretrainStage(seed=0, model=model, pretrain=settings)
-    own = Rung("pretrain", stage, shape, plan_pretraining(settings, shape, 10_000_000))
-    rungs = plan_rungs(Recipe(model=model, pretrain=settings), own, 10_000_000, "recipe.toml")
-    assert len(rungs) == 9
-    assert len({rung.shape.n_params() for rung in rungs}) == 3
-    whole = shape.flops_per_token(256) * own.plan.tokens
+def test_rungs_follow_the_stated_rule(name: str) -> None:
+    optimizer = OptimizerSettings(name=name, learning_rate=1e-2, weight_decay=0.1)
+    own, rungs = rungs_of(PretrainSettings(tokens=50_000_000, batch_tokens=65_536, optimizer=optimizer), 60_000_000)
+    assert len(rungs) == 10
+    assert len({rung.shape.d_model for rung in rungs}) == 5
+    assert {rung.settings.seed for rung in rungs} == {3, 1003}
+    assert {rung.shape.n_layers for rung in rungs} == {own.shape.n_layers}
     for rung in rungs:
-        times = rung.shape.flops_per_token(256) * rung.plan.tokens / whole
-        assert times < 1 / 8
-        assert rung.plan.learning_rate == pytest.approx(1e-2 * times**-0.125, rel=0.01)
-        assert rung.plan.batch_tokens == pytest.approx(65_536 * times**0.3271, rel=0.05)
-        assert rung.settings.pretrain.optimizer.muon_learning_rate == (1e-2 if name == "muon" else None)
+        times = rung.compute / own.compute
+        assert times <= 1 / 8
+        assert rung.plan.tokens / rung.size == pytest.approx(own.plan.tokens / own.size, rel=0.02)
+        assert rung.plan.batch_tokens == pytest.approx(65_536 * times**0.3271, rel=0.03)
+        found = rung.settings.pretrain.optimizer
+        assert found.learning_rate is not None
+        # RATES
 
 
-def test_repeated_tokens_are_worth_less_each_time() -> None:
-    assert worth_of(5e6, 1e7) == 5e6
-    assert 3.5e7 < worth_of(4e7, 1e7) < 4e7
-    assert worth_of(1e12, 1e7) == pytest.approx(1e7 * 16.387756, rel=1e-3)
+def test_heads_and_widths_are_drawn_in_together() -> None:
+    own, rungs = rungs_of(PretrainSettings(tokens=10_000_000), 10_000_000, n_heads=8, n_kv_heads=2, d_head=48)
+    for rung in rungs:
+        shape, share = rung.shape, rung.shape.d_model / own.shape.d_model
+        assert shape.n_heads == 4 * shape.n_kv_heads
+        assert shape.d_head % 2 == 0
+        assert shape.d_attention == pytest.approx(share * own.shape.d_attention, rel=0.15)
+        assert shape.d_ff == pytest.approx(share * own.shape.d_ff, rel=0.08)
+
+
+def test_a_rung_repeats_its_text_as_often_as_the_run() -> None:
+    """The bug: the run reads a book three times, the rungs a twelfth of it once, and what repetition costs is nowhere
+    in the law."""
+    for settings in (PretrainSettings(epochs=3.0), PretrainSettings(epochs=6.0, data_share=0.5)):
+        own, rungs = rungs_of(settings, 4_000_000)
+        for rung in rungs:
+            seen = rung.settings.pretrain.data_share * 4_000_000
+            assert rung.plan.tokens / seen == pytest.approx(settings.epochs, rel=0.01)
+            assert rung.plan.tokens / rung.size == pytest.approx(own.plan.tokens / own.size, rel=0.01)
+    _, rungs = rungs_of(PretrainSettings(epochs=1.0), 4_000_000)
+    assert all(rung.settings.pretrain.data_share == 1.0 for rung in rungs), "text that is not repeated is not narrowed"

@@ -145,6 +145,11 @@ def test_ones_own_fit_plans(tmp_path: Path) -> None:
     assert plan.loss is not None
     assert plan.loss.low is not None
     assert plan.loss.low < plan.loss.value < (plan.loss.high or 0)
+    options = ["--flops", "1e17", "--device", "a100", "--fit", tmp_path / "fit.json", "--output", tmp_path / "own.toml"]
+    assert talaria("plan", *options) == 0
+    recipe = read_recipe(tmp_path / "own.toml", [])
+    assert recipe.plan is not None
+    assert recipe.plan.loss == pytest.approx((plan.loss.low, plan.loss.high), rel=0.01)
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(UserError, match="not a fit"):
         read_rule(tmp_path / "none.json")
@@ -187,6 +192,10 @@ def test_the_command_prints_what_was_promised(capsys: pytest.CaptureFixture[str]
     recipe = read_recipe(tmp_path / "large.toml", [])
     assert recipe.pretrain is not None
     assert recipe.pretrain.tokens == pytest.approx(told["tokens"], rel=0.01)
+    assert recipe.plan is not None
+    assert recipe.plan.hours == pytest.approx(told["hours"])
+    assert recipe.plan.hourly_cost == 16
+    assert recipe.plan.loss is None, "a published law's loss is of another text: no run is held against it"
     assert talaria("plan", *options) == 1
     assert "exists already" in capsys.readouterr().err
 

@@ -153,6 +153,18 @@ def test_another_order_is_not_resumed_by_mistake(shards: Shards) -> None:
         PackedBatches(shards, 32, 8, seed=1).load_state(state)
 
 
+def test_a_share_of_the_data_is_the_same_windows_for_every_seed_and_epoch(shards: Shards) -> None:
+    """The bug: each epoch draws its own share, so that a run that should repeat a tenth of its text sees all of it."""
+    seen = [
+        set(counted(PackedBatches(shards, 10, 4, seed=seed, epochs=epochs, data_share=0.1)))
+        for seed, epochs in ((0, 1), (1, 1), (0, 3))
+    ]
+    assert seen[0] == seen[1] == seen[2]
+    assert 450 <= len(seen[0]) <= 510
+    inputs = sorted(pair[0] for pair in seen[0])
+    assert inputs[0] < 1000 and inputs[-1] > 4000, "from all of the stream"
+
+
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
     settings = TokenizerSettings(kind="character", special_tokens=False, validation_fraction=0)
     write_shards([Document("0", "x", "")], Tokenizer.train(["x"], settings), tmp_path, settings)

@@ -98,7 +98,7 @@ def test_mfu_is_a_share_of_all_ranks_in_the_dtype_that_runs(monkeypatch: pytest.
     for dtype, ranks in ((torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 1)):
         one = Meter("", 1, 0, 100, dtype, ranks, show=False)
         one.count(1, result)
-        row = one.row(result)
+        row = one.row(1, result)
         shares[dtype, ranks] = row["mfu"] / row["flops_per_second"] * 1e9  # type: ignore[operator]
         assert row["flops_per_second"] == pytest.approx(100 * row["tokens_per_second"])  # type: ignore[operator]
     assert list(shares.values()) == pytest.approx([1.0, 0.5, 0.25])

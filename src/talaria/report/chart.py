@@ -38,18 +38,21 @@ def line_chart(
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points]
     x_low, x_high = min(xs), max(xs)
-    if not log_x and 0 < x_low < 0.1 * x_high:
-        x_low = 0.0  # a run's first step is not worth an axis of its own
-    x_high = x_high if x_high > x_low else x_low + 1
+    if log_x:
+        x_ticks = log_ticks(x_low, x_high)
+        x_low, x_high = min(x_ticks[0], x_low), max(x_ticks[-1], x_high)
+    else:
+        x_low = 0.0 if 0 < x_low < 0.1 * x_high else x_low  # a run's first step is not worth an axis of its own
+        x_high = x_high if x_high > x_low else x_low + 1
+        x_ticks = linear_ticks(x_low, x_high, 5)
     y_ticks = log_ticks(min(ys), max(ys)) if log_y else linear_ticks(min(ys), max(ys))
     y_low, y_high = (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)))
-    shape = math.log10 if log_y else float
-    along = math.log10 if log_x else float
-    width = along(x_high) - along(x_low)
+    shape, x_shape = (math.log10 if log else float for log in (log_y, log_x))
+    x_span = x_shape(x_high) - x_shape(x_low)
     span = shape(y_high) - shape(y_low)
 
     def x_of(x: float) -> float:
-        return _LEFT + (along(x) - along(x_low)) / width * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (x_shape(x) - x_shape(x_low)) / x_span * (WIDTH - _LEFT - _RIGHT)
 
     def y_of(y: float) -> float:
         return HEIGHT - _BOTTOM - (shape(y) - shape(y_low)) / span * (HEIGHT - _TOP - _BOTTOM)
@@ -61,7 +64,7 @@ def line_chart(
         parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     bottom = HEIGHT - _BOTTOM
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    for tick in log_ticks(x_low, x_high) if log_x else linear_ticks(x_low, x_high, 5):
+    for tick in x_ticks:
         if x_low <= tick <= x_high:
             x = x_of(tick)
             parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')

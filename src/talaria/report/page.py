@@ -14,6 +14,7 @@ from pathlib import Path
 
 from talaria.report.card import card_html, card_markdown, corpus_sentence, dropped, duration, headline
 from talaria.report.chart import Series, line_chart, number, with_median
+from talaria.report.ladder import ladder_section
 from talaria.report.lineage import lineage_section
 from talaria.report.run_data import TRAINING, RunData, read_run
 from talaria.report.scores import samples_section, scores_section
@@ -45,6 +46,8 @@ def render(data: RunData) -> str:
         ("lineage", "Lineage", lineage_section),
         ("card", "Model card", card_html),
     ]
+    if data.ladder is not None:
+        sections.insert(3, ("ladder", "Ladder", ladder_section))
     contents = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
     body = "".join(f'<section><h2 id="{anchor}">{title}</h2>{make(data)}</section>' for anchor, title, make in sections)
     name = escape(data.name)
@@ -80,6 +83,8 @@ def _tiles(data: RunData) -> str:
 def _training_section(data: RunData) -> str:
     parts = []
     for stage in dict.fromkeys([*TRAINING, *data.metrics]):
+        if data.ladder is not None and stage.startswith("rung-"):
+            continue  # the ladder's section shows the rungs together
         title = TITLES.get(stage, stage)
         if not data.metrics.get(stage):
             parts.append(f'<p class="missing">{escape(title)}: this run has no measurements of it.</p>')
@@ -98,7 +103,12 @@ def _charts(data: RunData, stage: str) -> list[str]:
 
     return [
         line_chart(
-            [series("train_loss", "training", faint=True), series("validation_loss", "validation", dots=True)],
+            [
+                series("train_loss", "training", faint=True),
+                series("validation_loss", "validation", dots=True),
+                series("expected_low", "predicted, low"),
+                series("expected_high", "predicted, high"),
+            ],
             "Loss",
             "step",
             "nats per token",

@@ -34,6 +34,8 @@ class RunData:
     results: list[ResultRow]
     items: dict[str, list[dict[str, Any]]]
     continuations: dict[str, list[dict[str, Any]]]
+    ladder: dict[str, Any] | None
+    """What the rungs of a ladder predicted of pretraining."""
 
     @property
     def name(self) -> str:
@@ -66,6 +68,7 @@ def read_run(folder: Path) -> RunData:
         results=read_results(results) if results.is_file() else [],
         items=_each_model(folder, "items-"),
         continuations=_each_model(folder, "continuations-"),
+        ladder=read_json(ladder) if (ladder := folder / "ladder.json").is_file() else None,
     )
 
 

@@ -16,6 +16,10 @@ from talaria.scaling.allocation_laws import Valley
 from talaria.scaling.fit import Fit
 from talaria.scaling.laws import LAWS
 from talaria.scaling.points import Array, Points
+from talaria.scaling.ray import RayPrediction
+
+_LABELS = {"params": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
+_LOSS = "loss, nats a token"
 
 
 def draw_fit(fit: Fit, points: Points, folder: Path) -> list[Path]:
@@ -30,22 +34,53 @@ def draw_fit(fit: Fit, points: Points, folder: Path) -> list[Path]:
     drawn = left.scatter(axis, points.loss, c=colours, s=12, label="runs")
     order = np.argsort(axis)
     left.plot(axis[order], predicted[order], ".", color="black", markersize=3, label=f"{fit.law}'s law")
-    left.set(xscale="log", yscale="log", xlabel=name, ylabel="loss", title=f"{fit.law}: {len(points)} runs")
+    scale = _loss_scale(points.loss)
+    left.set(xscale="log", yscale=scale, xlabel=_LABELS[name], ylabel=_LOSS, title=f"{fit.law}: {len(points)} runs")
     left.legend()
     if colours is not None:
-        figure.colorbar(drawn, ax=left, label="log10 params")
+        figure.colorbar(drawn, ax=left, label="log10 of the parameters")
     right.scatter(predicted, points.loss, s=12)
     ends = [points.loss.min(), points.loss.max()]
     right.plot(ends, ends, color="black", linewidth=1)
-    right.set(xscale="log", yscale="log", xlabel="predicted loss", ylabel="loss")
+    right.set(xscale=scale, yscale=scale, xlabel=f"predicted {_LOSS}", ylabel=_LOSS)
     written = [_save(figure, folder / f"{fit.law}_fit.png")]
     names = ["flops"] if fit.law == "broken" else ["params", "tokens", "flops"]
     figure, axes = _figure(1, len(names))
     for place, (one, x) in enumerate(zip(axes, names, strict=True)):
         one.axhline(0, color="black", linewidth=1)
         one.scatter(getattr(points, x), 100 * np.expm1(fit.residuals), s=12)
-        one.set(xscale="log", xlabel=x, ylabel="loss over prediction, %" if place == 0 else "")
+        one.set(xscale="log", xlabel=_LABELS[x], ylabel="loss over prediction, %" if place == 0 else "")
     return [*written, _save(figure, folder / f"{fit.law}_residuals.png")]
+
+
+def draw_ray(
+    sizes: Sequence[float],
+    losses: Sequence[float],
+    target: float,
+    law: RayPrediction,
+    reached: float | None,
+    folder: Path,
+) -> list[Path]:
+    """`ladder.png`: the rungs, the laws through them, and the run that they predict."""
+    figure, (axis,) = _figure(1, 1, width=6.0)
+    n, low, middle, high = (np.array(column) for column in zip(*law.at, strict=True))
+    level = f"{100 * law.level:.0f} %"
+    axis.fill_between(n, low, high, alpha=0.25, label=f"{level} of the laws that the rungs admit")
+    axis.plot(n, middle, linewidth=1)
+    axis.scatter(sizes, losses, s=14, color="black", label="rungs")
+    axis.errorbar(
+        [target], [law.value], [[law.value - law.low], [law.high - law.value]], fmt="o", capsize=4, color="C1",
+        label=f"predicted run, {level}",
+    )  # fmt: skip
+    if reached is not None:
+        axis.scatter([target], [reached], marker="x", s=60, color="C3", label="reached", zorder=3)
+    axis.set(xscale="log", yscale=_loss_scale(np.append(losses, law.value)), ylabel=f"held-out {_LOSS}")
+    axis.set(xlabel="parameters without embeddings")
+    ends = (min(sizes), max(sizes), target)
+    axis.set_xticks(ends, [f"{n:,.0f}" for n in ends])
+    axis.set_xticks([], minor=True)
+    axis.legend()
+    return [_save(figure, folder / "ladder.png")]
 
 
 def draw_isoflop(fit: Fit, points: Points, valleys: Sequence[Valley], folder: Path) -> list[Path]:
@@ -56,7 +91,7 @@ def draw_isoflop(fit: Fit, points: Points, valleys: Sequence[Valley], folder: Pa
         line = np.linspace(x.min(), x.max(), 50)
         (curve,) = left.plot(np.exp(line), np.polyval(valley.parabola, line - valley.centre), linewidth=1)
         left.scatter(points.params[valley.rows], points.loss[valley.rows], s=12, color=curve.get_color())
-    left.set(xscale="log", xlabel="params", ylabel="loss", title="one colour a budget")
+    left.set(xscale="log", xlabel=_LABELS["params"], ylabel=_LOSS, title="one colour a budget")
     inside = [valley for valley in valleys if valley.is_inside]
     budgets = np.array([valley.flops for valley in inside])
     _draw_allocation(right, fit, budgets, np.array([valley.best for valley in inside]))
@@ -67,8 +102,9 @@ def draw_envelope(fit: Fit, points: Points, envelope: Array, folder: Path) -> li
     """`envelope_fit.png`: the runs, and the best size at each budget."""
     figure, (left, right) = _figure(1, 2)
     drawn = left.scatter(points.flops, points.loss, c=np.log10(points.params), s=12)
-    figure.colorbar(drawn, ax=left, label="log10 params")
-    left.set(xscale="log", yscale="log", xlabel="flops", ylabel="loss", title=f"{len(points)} rows")
+    figure.colorbar(drawn, ax=left, label="log10 of the parameters")
+    scale = _loss_scale(points.loss)
+    left.set(xscale="log", yscale=scale, xlabel=_LABELS["flops"], ylabel=_LOSS, title=f"{len(points)} rows")
     _draw_allocation(right, fit, np.exp(envelope[:, 0]), np.exp(envelope[:, 1]))
     return [_save(figure, folder / "envelope_fit.png")]
 
@@ -77,7 +113,7 @@ def _draw_allocation(axis: Any, fit: Fit, budgets: Array, best: Array) -> None:
     a, n_0 = fit.coefficients["a"], fit.coefficients["N_0"]
     axis.scatter(budgets, best, s=12)
     axis.plot(budgets, n_0 * budgets**a, color="black", linewidth=1, label=f"N ~ C^{a:.3f}")
-    axis.set(xscale="log", yscale="log", xlabel="flops", ylabel="best params")
+    axis.set(xscale="log", yscale="log", xlabel=_LABELS["flops"], ylabel="best parameters")
     axis.legend()
 
 
@@ -98,6 +134,11 @@ def draw_curves(tasks: dict[str, dict[str, tuple[Array, Array, Array | None]]], 
             grid[row, column].set(xscale="log" if scales.min() > 0 else "symlog", title=f"{task}\n{name}", xlabel=scale)
             grid[row, column].title.set_fontsize(7)
     return _save(figure, path)
+
+
+def _loss_scale(loss: Array) -> str:
+    """A log axis is for losses over several powers of two: below, its numbers are crowded and say 2.4 x 10^0."""
+    return "log" if loss.max() > 5 * loss.min() else "linear"
 
 
 def _figure(rows: int, columns: int, width: float = 5.0, height: float = 4.0) -> tuple[Any, Any]:

@@ -48,6 +48,11 @@ class Rule:
     noise: float
     note: str
 
+    @property
+    def is_published(self) -> bool:
+        """Not fitted to the user's own runs: its loss is of another text under another tokenizer."""
+        return any(self is rule for rule in RULES.values())
+
     def best(self, flops: float) -> tuple[float, float]:
         """Parameters and tokens for a compute."""
         params = self.n_0 * flops**self.a
@@ -236,17 +241,9 @@ def allocate(rule: Rule, budget: Budget) -> Allocation:
             f"{epochs:.0f} epochs: beyond four, repeated text is worth much less than new (Muennighoff et al. 2023)"
         )
     loss = rule.loss(params, tokens, budget.tokens)
-    if rule.name in RULES and params < _SMALLEST_PUBLISHED:
+    if rule.is_published and params < _SMALLEST_PUBLISHED:
         notes.append("the published law stands on models of 44M parameters and more: far below, its loss means nothing")
     return Allocation(params, tokens, 6 * params * tokens, loss, epochs, tuple(notes))
-
-
-def worth_of(tokens: float, unique: float) -> float:
-    """Tokens that would be worth as much if all were different (Muennighoff et al. 2023, equation 5, its constants)."""
-    if tokens <= unique:
-        return tokens
-    r_d = math.exp(_REPETITION[0])
-    return unique * (1 - r_d * math.expm1(-(tokens / unique - 1) / r_d))
 
 
 def _short_of_text(rule: Rule, flops: float, unique: float, params: float) -> float:

@@ -51,9 +51,10 @@ def recipe_text(
     corpus: Sequence[Path],
     command: str,
     predicted: str,
+    plan: str,
 ) -> str:
     """A recipe for `talaria run`: from the files of `corpus`, or from the embedded world, as large as the tokens
-    want."""
+    want. `predicted` is told in its head, `plan` is its table of what the trainer holds the run against."""
     if corpus:
         paths = ", ".join(json.dumps(str(path.resolve()), ensure_ascii=False) for path in corpus)
         source = f"[corpus]\npaths = [{paths}]\n"
@@ -77,6 +78,9 @@ context = {shape.context}
 tokens = {tokens}
 batch_tokens = {batch_tokens}
 optimizer = {{ learning_rate = {learning_rate:.4g} }}
+
+[plan]
+{plan.strip()}
 
 [eval]
 """

@@ -47,6 +47,7 @@ class PackedBatches:
     an input it belongs to the one after. Windows are shuffled anew each epoch; batches run on across epochs. Rank r of
     `world_size` gets rows [r*batch_size, (r+1)*batch_size) of a global batch of world_size*batch_size rows, so two
     ranks of 8 see what one of 16 sees. The stream's last window is padded, and so is the last batch of the last epoch.
+    With a `data_share` below 1 only that share of the windows exists, the same ones for every seed.
     """
 
     def __init__(
@@ -59,13 +60,19 @@ class PackedBatches:
         world_size: int = 1,
         shuffle: bool = True,
         epochs: int | None = None,
+        data_share: float = 1.0,
     ) -> None:
         if shards.n_tokens < 2:
             raise UserError(
                 f"the {shards.split} split has {shards.n_tokens} tokens, too few to use; add text to the corpus"
             )
         self._shards, self._context = shards, context
-        self.n_windows = -(-(shards.n_tokens - 1) // context)
+        n_windows = -(-(shards.n_tokens - 1) // context)
+        self.n_windows = max(1, round(data_share * n_windows))
+        # Drawn from all of the stream, whose documents may stand in the order of their sources.
+        self._kept = (
+            None if self.n_windows == n_windows else np.random.default_rng(0).permutation(n_windows)[: self.n_windows]
+        )
         self._order = _Order(self.n_windows, batch_size, seed, rank, world_size, shuffle, epochs)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -77,6 +84,7 @@ class PackedBatches:
         windows = np.full((len(rows), context + 1), -1, dtype=np.int64)
         for window, row in zip(windows, rows, strict=True):
             if row >= 0:
+                row = row if self._kept is None else int(self._kept[row])
                 tokens = self._shards.tokens(row * context, (row + 1) * context + 1)
                 window[: len(tokens)] = tokens
         inputs, targets = windows[:, :-1], windows[:, 1:]

@@ -20,11 +20,16 @@ def keep_freed_memory() -> None:
     """Let freed memory stay with this process, up to the most it ever held. Does nothing without glibc.
 
     By default glibc gives large blocks back as they are freed, and every tensor of a step is taken anew from the
-    system, which clears it page by page: of a small model's step, a tenth.
+    system, which clears it page by page: of a small model's step, a tenth. What was freed before goes back first:
+    making a tokenizer leaves hundreds of megabytes, which a plan of the training cannot know of.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
+    if sys.platform != "linux":
         return
+    libc = ctypes.CDLL(None)
+    mallopt, trim = getattr(libc, "mallopt", None), getattr(libc, "malloc_trim", None)
+    if mallopt is None or trim is None:
+        return
+    trim(0)
     any(mallopt(_M_MMAP_THRESHOLD, largest) for largest in _LARGEST_FROM_THE_HEAP)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
     mallopt(_M_TOP_PAD, _GROW_BY)

@@ -33,6 +33,9 @@ _PROBED_DEPTHS = (2, 4, 6)
 _TABLE_VOCABULARY = 8192
 PROGRAM_BYTES = 350_000_000
 """Python and torch themselves, before the first tensor."""
+TRAINING_PROGRAM_BYTES = 400_000_000
+"""The same with what a first step loads and takes once, and with what making a tokenizer in the same process leaves
+(80 MB; none where it was made before)."""
 _TOKENS_PER_ENTITY = 2400
 """What the world writes about one of its people, at the demo's vocabulary of 2,048."""
 _BYTES_PER_TOKEN = 3.5
@@ -107,7 +110,7 @@ def examine(
             # Larger ones are not probed: they reach the FLOP rate of the largest probed, or more.
             rate = rate_of_flops / shape.flops_per_token(plan.context)
             shown = f"~{rate:,.0f}"
-        memory = PROGRAM_BYTES + training_bytes(shape, plan.micro_rows, plan.context, row.pretrain)
+        memory = TRAINING_PROGRAM_BYTES + training_bytes(shape, plan.micro_rows, plan.context, row.pretrain)
         table.add_row(
             row.name,
             _short(shape.n_params()),

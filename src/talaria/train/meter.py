@@ -1,4 +1,5 @@
-"""What a training loop shows while it runs: a progress bar, tokens a second, model FLOPs utilisation."""
+"""What a training loop shows while it runs: a progress bar, FLOPs and tokens a second, model FLOPs utilisation, hours
+and cost left beside what was planned."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from types import TracebackType
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from talaria.train.settings import PlanSettings
 from talaria.train.step import StepResult
 
 
@@ -39,6 +41,7 @@ class Meter:
         dtype: torch.dtype = torch.float32,
         ranks: int = 1,
         show: bool = True,
+        plan: PlanSettings = PlanSettings(),  # noqa: B008 - frozen
     ) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
@@ -46,14 +49,15 @@ class Meter:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
             console=console,
             disable=not (show and console.is_terminal),
         )
         self._task = self._progress.add_task(title, total=steps, completed=done, rate="")
         self._flops_per_token, self._dtype, self._ranks = flops_per_token, dtype, ranks
+        self._steps, self._plan = steps, plan
         self._clock = time.perf_counter()
-        self._rate = 0.0
+        self._rate, self._left = 0.0, 0.0
+        self._seconds, self._counted = 0.0, 0
 
     def __enter__(self) -> Meter:
         self._progress.start()
@@ -67,24 +71,54 @@ class Meter:
 
     def count(self, step: int, result: StepResult) -> None:
         now = time.perf_counter()
-        self._rate = result.n_positions / max(now - self._clock, 1e-9)
-        self._clock = now
-        self._progress.update(self._task, completed=step, rate=f"loss {result.loss:.3f}  {self._rate:,.0f} tok/s")
+        taken = max(now - self._clock, 1e-9)
+        self._rate, self._clock = result.n_positions / taken, now
+        self._seconds, self._counted = self._seconds + taken, self._counted + 1
+        # By the mean of all steps of this process: a single step's time is the luck of a busy machine.
+        self._left = (self._steps - step) * self._seconds / self._counted / 3600
+        self._progress.update(self._task, completed=step, rate=self.line(step, result))
+
+    def line(self, step: int, result: StepResult) -> str:
+        """The last step in words."""
+        words = [f"loss {result.loss:.3f}", f"{self._rate:,.0f} tok/s", f"{100 * self._mfu:.0f} % MFU"]
+        words.append(f"{step * result.n_positions * self._flops_per_token:.2g} FLOPs")
+        planned = "" if self._plan.hours is None else f" (planned {_hours(self._plan.hours * self._share_left(step))})"
+        words.append(f"{_hours(self._left)} left{planned}")
+        if self._plan.hourly_cost is not None:
+            words.append(f"{self._left * self._plan.hourly_cost:,.2f} to pay")
+        return "  ".join(words)
+
+    @property
+    def _mfu(self) -> float:
+        return self._rate * self._flops_per_token / (self._ranks * peak_flops(self._dtype))
+
+    def _share_left(self, step: int) -> float:
+        return (self._steps - step) / max(1, self._steps)
 
     def pause(self) -> None:
         """Leave the time since the last count (a validation, a save) out of the next rate."""
         self._clock = time.perf_counter()
 
-    def row(self, result: StepResult) -> dict[str, float | bool | None]:
+    def row(self, step: int, result: StepResult) -> dict[str, float | bool | None]:
         """Values for one row of metrics.jsonl. Rates count every computed position, also those without a loss; MFU is
-        the share of what all ranks reach in large products of the same dtype."""
+        the share of what all ranks reach in large products of the same dtype. `flops` are of the run up to `step`;
+        hours and cost left are of its training steps, at the mean rate of this process."""
+        hours, cost = self._plan.hours, self._plan.hourly_cost
         return {
             "train_loss": result.loss,
             "grad_norm": result.grad_norm,
             "tokens_per_second": self._rate,
             "flops_per_second": self._rate * self._flops_per_token,
-            "mfu": self._rate * self._flops_per_token / (self._ranks * peak_flops(self._dtype)),
+            "mfu": self._mfu,
+            "flops": step * result.n_positions * self._flops_per_token,
+            "hours_left": self._left,
+            "planned_hours_left": None if hours is None else hours * self._share_left(step),
+            "cost_left": None if cost is None else self._left * cost,
             "noise_scale": result.noise_scale,
             "skipped": result.skipped or None,
             "spike": result.spike or None,
         }
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"

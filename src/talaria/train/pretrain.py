@@ -18,12 +18,19 @@ from talaria.tokens.shards import Shards
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train import parallel
 from talaria.train.session import Session
-from talaria.train.settings import PretrainSettings, plan_pretraining
+from talaria.train.settings import PlanSettings, PretrainSettings, plan_pretraining
 
 
-def pretrain(settings: PretrainSettings, model_settings: ModelSettings, tokens: Path, seed: int, folder: Path) -> None:
+def pretrain(
+    settings: PretrainSettings,
+    model_settings: ModelSettings,
+    tokens: Path,
+    seed: int,
+    folder: Path,
+    predicted: PlanSettings = PlanSettings(),  # noqa: B008 - frozen
+) -> None:
     """Train from random weights on the shards and tokenizer below `tokens`; write model/, checkpoints/,
-    metrics.jsonl and training.json below `folder`."""
+    metrics.jsonl and training.json below `folder`. What was `predicted` of the run is told beside what it does."""
     parallel.start()
     tokenizer = Tokenizer.load(tokens / "tokenizer")
     shards = Shards(tokens / "shards", "train")
@@ -37,7 +44,9 @@ def pretrain(settings: PretrainSettings, model_settings: ModelSettings, tokens: 
         folder,
         Transformer(shape, torch.Generator().manual_seed(seed)),
         tokenizer,
-        PackedBatches(shards, plan.context, plan.rows // ranks, seed, parallel.rank(), ranks),
+        PackedBatches(
+            shards, plan.context, plan.rows // ranks, seed, parallel.rank(), ranks, data_share=settings.data_share
+        ),
         plan,
         settings.optimizer,
         dtype=settings.dtype,
@@ -45,6 +54,7 @@ def pretrain(settings: PretrainSettings, model_settings: ModelSettings, tokens: 
         document_attention=settings.document_attention,
         checkpoint_every_seconds=settings.checkpoint_every_seconds,
         seed=seed,
+        predicted=predicted,
     )
     validates = Shards(tokens / "shards", "validation").n_tokens >= 2
     if not validates and parallel.rank() == 0:

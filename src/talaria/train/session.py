@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
 
 from talaria.model.device import default_device
 from talaria.model.transformer import Transformer
@@ -21,8 +22,9 @@ from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoi
 from talaria.train.meter import Meter
 from talaria.train.optim import make_optimizers, rate_share
 from talaria.train.precision import dtype_name, training_dtype
-from talaria.train.settings import OptimizerSettings, TrainingPlan
+from talaria.train.settings import OptimizerSettings, PlanSettings, TrainingPlan
 from talaria.train.step import StepResult, StepState, optimisation_step, summed_loss
+from talaria.train.watch import Watch
 
 
 class Batches(Protocol):
@@ -51,6 +53,7 @@ class Session:
         document_attention: bool,
         checkpoint_every_seconds: float,
         seed: int,
+        predicted: PlanSettings = PlanSettings(),  # noqa: B008 - frozen
     ) -> None:
         self.folder, self.batches, self.plan, self.seed = folder, batches, plan, seed
         self._tokenizer = tokenizer
@@ -84,7 +87,10 @@ class Session:
             self._dtype,
             parallel.world_size(),
             show=self._is_first,
+            plan=predicted,
         )
+        self._title, self._predicted = title, predicted
+        self._watch = Watch(predicted, self.memory.setdefault("watch", {})) if predicted.band else None
         self._last_save = time.monotonic()
 
     @property
@@ -109,8 +115,23 @@ class Session:
         self.step += 1
         self.tokens, self.positions = self.tokens + result.n_tokens, self.positions + result.n_positions
         self.meter.count(self.step, result)
-        self.write(learning_rate=share * self.plan.learning_rate, **self.meter.row(result))
+        self.write(learning_rate=share * self.plan.learning_rate, **self.meter.row(self.step, result))
+        watch = None if result.skipped else self._watch
+        found = None if watch is None else watch.see(self.step / self.plan.steps, result.loss)
+        if found is not None:
+            self._compare("mean training loss", *found)
         return result
+
+    def _compare(self, what: str, loss: float, low: float, high: float) -> None:
+        """Write what was expected beside what came, and warn where it came out of the band."""
+        outside = not low <= loss <= high
+        self.write(stretch_loss=loss, expected_low=low, expected_high=high, outside=outside or None)
+        if outside and self._is_first:
+            side = "above" if loss > high else "below"
+            Console(stderr=True, soft_wrap=True).print(
+                f"{self._title}: {what} {loss:.3f} up to step {self.step:,} is {side} the predicted {low:.3f} to "
+                f"{high:.3f}; {'look at rate, data and batch' if loss > high else 'the prediction was too high'}"
+            )
 
     def write(self, **values: float | bool | None) -> None:
         """Add a row to metrics.jsonl."""
@@ -126,6 +147,8 @@ class Session:
             count += int(batch.loss_mask_BT.sum())
         loss = total / count
         self.write(validation_loss=loss)
+        if self.finished and self._predicted.loss is not None:
+            self._compare("held-out loss", loss, *self._predicted.loss)
         self.meter.pause()
         return loss
 

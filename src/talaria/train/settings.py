@@ -54,6 +54,9 @@ class PretrainSettings(Settings):
     document_attention: bool = True
     """Positions and attention start anew at each document, so packing does not change a document's loss."""
     optimizer: OptimizerSettings = OptimizerSettings()
+    data_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training text, drawn once for all seeds, that the run sees at all: a small run of a ladder repeats
+    its text as often as the large one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; "auto" is bfloat16 on a machine that multiplies it faster. Weights are fp32 always."""
     compile: bool = False
@@ -191,6 +194,29 @@ class GrpoSettings(Settings):
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
 
+class Stretch(Settings):
+    """A part of a run, as shares of its steps from 0 to 1, and where its mean training loss is expected."""
+
+    begin: float = Field(ge=0, lt=1)
+    end: float = Field(gt=0, le=1)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+
+class PlanSettings(Settings):
+    """What was predicted of a pretraining run, by `talaria plan` or by a ladder's rungs. It changes nothing of the run;
+    the trainer tells how the run compares."""
+
+    hours: float | None = Field(default=None, gt=0)
+    """Of the training steps."""
+    hourly_cost: float | None = Field(default=None, gt=0)
+    """Of all devices together."""
+    loss: tuple[float, float] | None = None
+    """The interval of the final held-out loss, in nats a token."""
+    band: list[Stretch] = Field(default_factory=list)
+    """Of the training loss, in the order of the run; stretches do not overlap."""
+
+
 class TrainingPlan(Settings):
     """The numbers a pretraining run will use, every dial resolved."""
 
@@ -218,7 +244,7 @@ def plan_pretraining(settings: PretrainSettings, shape: ModelShape, data_tokens:
     if settings.tokens is not None:
         tokens = settings.tokens
     elif settings.epochs is not None:
-        tokens = int(settings.epochs * data_tokens)
+        tokens = int(settings.epochs * settings.data_share * data_tokens)
     else:
         tokens = int(settings.tokens_per_parameter * shape.n_params())
     compute = float(shape.flops_per_token(context)) * tokens

@@ -1,0 +1,161 @@
+"""Ladders held against the runs they predict: seeds by texts, each ladder before its run is made.
+
+    python bench/ladders.py --text poems=poems.jsonl --world --seeds 0 1 2 3 4 --minutes 10     # again until it is done
+    python bench/ladders.py --text poems=poems.jsonl --world --table                             # what is there so far
+
+Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
+tokenizer are made once for each text. The prediction is kept in `predicted.json` before the large run begins, and never
+written again. A killed command goes on where it stopped; with --minutes it stops by itself after so much processor
+time, which is also what costs are told in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from talaria.ladder import climb
+from talaria.pipeline import run_recipe
+from talaria.recipe import read_recipe, run_path
+from talaria.run import atomic_write, read_json
+
+RECIPE = """\
+[run]
+folder = {folder}
+name = {name}
+seed = {seed}
+
+{source}
+
+[tokenizer]
+vocab_size = {vocab_size}
+validation_fraction = 0.02
+
+[model]
+depth = 3
+d_model = 64
+n_heads = 4
+context = 64
+
+[pretrain]
+tokens = {tokens}
+batch_tokens = 2048
+validation_tokens = 32768
+optimizer = {{ name = "muon", learning_rate = {rate}, newton_schulz_steps = 3, final_rate = 0.0 }}
+"""
+
+BOOK = """\
+[corpus]
+paths = [{path}]
+quality = false
+boilerplate = false"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--world", action="store_true", help="the embedded world of 800 entities")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
+    parser.add_argument("--tokens", type=int, default=900_000, help="of the large run")
+    parser.add_argument("--rate", type=float, default=1e-2, help="of the large run, for matrices and tables")
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    texts = {
+        name: f"[corpus]\npaths = [{json.dumps(str(Path(file).resolve()))}]" for name, file in _pairs(options.text)
+    }
+    if options.world:
+        texts["world"] = "[world]\nentities = 800\n\n[corpus]"
+    if not options.table:
+        for seed in options.seeds:
+            for name, source in texts.items():
+                measure(options, name, source, seed)
+    print(table(options.folder, list(texts), options.seeds))
+
+
+def measure(options: argparse.Namespace, text: str, source: str, seed: int) -> None:
+    """Ladder, then run, of one seed, where there is time left."""
+    path = options.folder / f"{text}-{seed}.toml"
+    dials = {"folder": json.dumps(str(options.folder)), "seed": seed, "tokens": options.tokens, "rate": options.rate}
+    dials |= {"source": source, "vocab_size": 1024 if text == "world" else 2048}
+    if not path.exists():
+        atomic_write(path, RECIPE.format(name=json.dumps(path.stem), **dials))
+    at, shared = run_path(read_recipe(path, [])), options.folder / text
+    if not (shared / "tokenizer" / "done.json").exists():
+        base = options.folder / f"{text}.toml"
+        atomic_write(base, RECIPE.format(name=json.dumps(text), **dials))
+        run_recipe(base, [], until="tokenizer")
+    for stage in ("world", "corpus", "tokenizer"):
+        if (shared / stage).exists() and not (at / stage).exists():
+            shutil.copytree(shared / stage, at / f"{stage}.copy", dirs_exist_ok=True)
+            (at / f"{stage}.copy").rename(at / stage)
+    if not (at / "predicted.json").exists():
+        if _spent(options):
+            return
+        start = time.process_time()
+        prediction = climb(path, []).to_json()
+        atomic_write(at / "predicted.json", json.dumps(prediction | {"cpu_seconds": time.process_time() - start}))
+    if not (at / "reached.json").exists():
+        if _spent(options):
+            return
+        start = time.process_time()
+        run_recipe(path, [], until="pretrain")
+        seconds = time.process_time() - start
+        atomic_write(at / "reached.json", json.dumps({"loss": climb(path, []).reached, "cpu_seconds": seconds}))
+
+
+def table(folder: Path, texts: list[str], seeds: list[int]) -> str:
+    """Markdown: a row a seed, and how many fell inside."""
+    lines = ["| text | seed | predicted (80 %) | half-width | times the largest rung | reached | error | |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for text in texts:
+        found = {seed: row for seed in seeds if (row := _row(folder / f"{text}-{seed}")) is not None}
+        for seed, row in found.items():
+            loss = row["loss"]
+            lines.append(
+                f"| {text} | {seed} | {loss['value']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) | "
+                f"{100 * row['half_width']:.1f} % | {row['times_larger']:.1f} | {row['reached']:.3f} | "
+                f"{100 * (loss['value'] / row['reached'] - 1):+.1f} % | {'inside' if row['inside'] else 'outside'} |"
+            )
+        if rows := list(found.values()):
+            inside = sum(row["inside"] for row in rows)
+            half = statistics.median(row["half_width"] for row in rows)
+            cost = statistics.median(row["ladder_seconds"] / row["run_seconds"] for row in rows)
+            lines.append(
+                f"| {text} | all | | {100 * half:.1f} % (median) | | | | {inside} of {len(rows)} inside; a ladder "
+                f"takes {cost:.2f} of its run's processor time |"
+            )
+    return "\n".join(lines)
+
+
+def _row(at: Path) -> dict[str, Any] | None:
+    if not (at / "reached.json").exists():
+        return None
+    row, reached = read_json(at / "predicted.json"), read_json(at / "reached.json")
+    loss = row["loss"]
+    return row | {
+        "reached": reached["loss"],
+        "inside": loss["low"] <= reached["loss"] <= loss["high"],
+        "half_width": (loss["high"] - loss["low"]) / 2 / loss["value"],
+        "ladder_seconds": row["cpu_seconds"],
+        "run_seconds": reached["cpu_seconds"],
+    }
+
+
+def _spent(options: argparse.Namespace) -> bool:
+    return time.process_time() > 60 * options.minutes
+
+
+def _pairs(given: list[str]) -> list[tuple[str, str]]:
+    return [(name, file) for name, _, file in (pair.partition("=") for pair in given)]
+
+
+if __name__ == "__main__":
+    main()
