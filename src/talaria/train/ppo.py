@@ -75,9 +75,11 @@ def ppo(
     replay: Path | None,
     seed: int,
     folder: Path,
+    start: Path | None = None,
 ) -> None:
-    """Improve the model at `base` against the reward model at `reward`; `replay` has the shards of PPO-ptx."""
-    policy, tokenizer = load_model(base)
+    """Improve the model at `base`, or the one at `start` that was made of it, against the reward model at `reward`; KL
+    is to `base`. `replay` has the shards of PPO-ptx."""
+    policy, tokenizer = load_model(start or base)
     reference = load_model(base)[0].to(default_device()).requires_grad_(False)
     rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
     value = load_scalar_model(reward)[0]
