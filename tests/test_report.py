@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def test_every_part_of_the_page_is_there(run: Path) -> None:
     """The bug: a section that is built and never put on the page, or a curve without its points."""
     html = write_report(run).read_text(encoding="utf-8")
     sections = dict(re.findall(r'<section><h2 id="(\w+)">.*?</h2>(.*?)</section>', html, re.DOTALL))
-    assert list(sections) == ["scores", "samples", "training", "corpus", "lineage", "card"]
+    assert list(sections) == ["scores", "stages", "samples", "training", "corpus", "lineage", "card"]
     for chart in ("Loss", "Throughput", "Model FLOPs utilisation", "Gradient noise scale", "Learning rate"):
         drawn = re.findall(rf'<svg [^>]*aria-label="{chart}">.*?</svg>', sections["training"], re.DOTALL)
         assert len(drawn) == 2 and all('points="' in svg for svg in drawn), f"{chart}, of both trainings"
@@ -230,7 +231,126 @@ def test_a_policys_reward_kl_length_and_the_judges_word_are_charted(run: Path) -
     page = write_report(run).read_text()
     for title in ("Reward", "KL to the fine-tuned model", "Entropy", "Length", "Clipped", "What the judge says"):
         assert f'aria-label="{title}"' in page
-    assert "improved by PPO" in page
+    assert "trained further by PPO" in page
+
+
+def _rate(wins: int, ties: int, losses: int) -> dict[str, Any]:
+    decided = wins + losses
+    interval = list(wilson_interval(wins, decided)) if decided else None
+    share = wins / decided if decided else None
+    return {"wins": wins, "ties": ties, "losses": losses, "share": share, "share_interval": interval}
+
+
+def _write_alignment(run: Path) -> None:
+    """Files of a reward model, a policy and two rounds, their figures invented."""
+    sample = {"prompt": HOSTILE, "before": HOSTILE, "after": "A cat.", "good_before": False, "good_after": True}
+    changed = {"answers": 300, "changed": 21, "mended": 13, "spoilt": 5, "samples": [sample]}
+    models = {
+        "sft": {"right": 0.8, "right_and_polite": 0.7, "characters": 31.0, "reward_of_whole_answers": 0.1, "cut": 0.0},
+        "ppo": {"right": 0.9, "right_and_polite": 0.8, "characters": 30.0, "reward_of_whole_answers": 0.5, "cut": 0.0,
+                "kl": 0.31, "kl_interval": [0.2, 0.4]},
+        "best of 16": {"right": 0.9, "right_and_polite": 0.8, "characters": 30.0, "reward_of_whole_answers": 0.5,
+                       "cut": 0.0, "kl_at_most": 1.84},
+    }  # fmt: skip
+    against = {"model": "ppo", "against": "sft", "by_the_judge": _rate(47, 230, 23), "changed": changed}
+    against["length_controlled"] = _rate(0, 300, 0)
+    best = {"model": "best of 16", "against": "sft", "by_the_judge": _rate(7, 250, 43)}
+    best["length_controlled"] = _rate(20, 258, 22)
+    preferences = {"items": 300, "seed": 0, "models": models, "comparisons": [against, best]}
+    _write(run / "eval" / "preferences.json", json.dumps(preferences))
+    accuracy = {"accuracy": 0.71, "interval": [0.66, 0.76], "pairs": 317, "prompts": 127, "ties": 24}
+    quality = {
+        "together": accuracy, "helpful": accuracy, "harmless": accuracy | {"pairs": 9},
+        "by_margin": [{"from": 0.0, "to": 0.2, "accuracy": 0.5, "pairs": 80}, {"from": 0.2, "to": 3, "accuracy": 0.8,
+                      "pairs": 80}],
+        "calibration": {"curve": [{"told": 0.55, "chosen": 0.5, "pairs": 9}, {"told": 0.9, "chosen": 0.8, "pairs": 9}],
+                        "error": 0.073},
+        "out_of_distribution": {"auroc": 0.53, "held_out": 1.0, "strange": 1.1},
+    }  # fmt: skip
+    _write(run / "reward" / "reward.json", json.dumps(quality))
+    rows = [
+        {"step": n, "reward": 0.1 * n, "gold_right": 0.9, "gold_good": 1 - 0.02 * n, "kl": 0.1, "entropy": 0.3,
+         "answer_tokens": 12.0, "clip_share": 0.01}
+        for n in range(1, 17)
+    ]  # fmt: skip
+    for place, stage in ((1, "ppo"), (2, "ppo-2")):
+        _write(run / stage / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        _write(run / stage / "manifest.json", json.dumps({"seconds": 61.0}))
+        told = {"round": place, "policy": stage, "new_comparisons": 1234 * place, "comparisons_so_far": 5000,
+                "reward_accuracy": accuracy, "calibration_error": 0.1, "models": {stage: {"kl": 0.5}},
+                "comparisons": [against]}  # fmt: skip
+        _write(run / f"round-{place}" / "round.json", json.dumps(told))
+        _write(run / f"round-{place}" / "manifest.json", "{}")
+
+
+def test_alignment_is_told_with_ties_apart_and_no_more_than_is_known(run: Path) -> None:
+    _write_alignment(run)
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in page.tags and not page.open and HOSTILE in page.text
+    sections = dict(re.findall(r'<section><h2 id="(\w+)">.*?</h2>(.*?)</section>', html, re.DOTALL))
+    section = sections["alignment"]
+    for chart in ("Reward", "What the judge says", "Gold against proxy", "KL to the fine-tuned model", "Entropy",
+                  "Length", "Clipped", "Accuracy by margin, quarters of the pairs"):  # fmt: skip
+        assert f'aria-label="{chart}"' in section and f'aria-label="{chart}"' not in sections["training"]
+    rows = re.findall(r"<tr>(.*?)</tr>", section)
+    cells = [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)] for row in rows]
+    told = {(row[0], row[1]): row for row in cells if len(row) == 8}
+    assert told["ppo against sft", "by the judge"][2:5] == ["47", "230", "23"]
+    assert told["ppo against sft", "by the judge"][-2:] == ["67.1 % (56 to 77)", "better"]
+    assert ["", "length-controlled", "0", "300", "0", "", "-", "nothing decided"] in cells
+    assert told["best of 16 against sft", "by the judge"][-1] == "worse"
+    assert ["", "length-controlled", "20", "258", "22"] in [row[:5] for row in cells if row[-1:] == ["not told apart"]]
+    of_rounds = [row for row in cells if len(row) == 11]
+    assert [row[:2] for row in of_rounds] == [["1", "1,234"], ["2", "2,468"]]
+    assert "71.0 % (66 to 76) of 317 decided pairs" in page.text and "AUROC of 0.53" in page.text
+    assert "13 became good, 5 stopped being good" in page.text
+    assert list(read_run(run).manifests)[-5:] == ["ppo", "round-1", "ppo-2", "round-2", "eval"]
+
+
+def test_gold_against_proxy_goes_right_and_down_where_reward_is_gamed(run: Path) -> None:
+    _write_alignment(run)
+    [svg] = re.findall(
+        r'<svg [^>]*aria-label="Gold against proxy">.*?</svg>',
+        write_report(run).read_text().split("<details><summary>PPO, step")[0],
+    )
+    points = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]*)"', svg)[0].split()]
+    assert len(points) == 8
+    assert points == sorted(points) and points[0][1] < points[-1][1], "down the page is less gold"
+
+
+def test_what_a_stage_gives_and_costs_is_marked_only_beyond_its_noise(run: Path) -> None:
+    luck, path = random.Random(0), run / "eval" / "results.csv"
+    made = (1_180_000, 2_400_000, 1.7e13, 0, 300)
+    rows = []
+    for model, facts, unknown, gain, loss in (
+        ("pretrain", 0.6, 0.5, 0.1, 1.0), ("sft", 0.9, 0.9, 0.0, 1.2), ("ppo", 0.91, 0.6, -0.2, 1.5)
+    ):  # fmt: skip
+        for task, score in (("facts_en", facts), ("facts_zh", facts), ("unknown_en", unknown), ("dialogue_en", 0.5)):
+            stderr = math.sqrt(score * (1 - score) / 200)
+            rows.append(ResultRow(model, *made, task, "2", "chat", 0, "accuracy", score, stderr, 200))
+        rows.append(ResultRow(model, *made, "facts_en", "2", "chat", 3, "gain_from_examples", gain, 0.02, 40))
+        rows.append(ResultRow(model, *made, "validation", "1", "plain", 0, "loss", loss, None, 8000))
+    luck.shuffle(rows)
+    rows.sort(key=lambda row: ("pretrain", "sft", "ppo").index(row.model))
+    write_results(rows, path)
+    html = write_report(run).read_text(encoding="utf-8")
+    [table] = re.findall(r'<table class="stages">.*?</table>', html)
+    found = {}
+    for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]:
+        cells = [unescape(re.sub("<[^>]*>", "|", cell)) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)]
+        name, *cells = cells
+        found[name] = cells
+    facts = found["facts that training asks"]
+    assert facts[0].startswith("60.0 %|") and "▲" in facts[1] and "▲" not in facts[2]
+    abstention = found["“I don't know” for nobody"]
+    assert "▲" in abstention[1] and "▼" in abstention[2] and abstention[2].startswith("60.0 %")
+    assert [cell.split("|")[0].split()[0] for cell in found["points, with examples less without"]] == [
+        "+10.0", "+0.0", "-20.0",
+    ]  # fmt: skip
+    assert found["loss on held-out pages, nats a token"] == ["1.000", "1.200", "1.500"]
+    assert found["time of its stages here"][:2] == ["2 min 21 s", "1 min 02 s"]
+    assert "gain_from_examples" not in html and "gain from examples" in html
 
 
 def test_a_run_without_an_exam_shows_how_its_models_continue_held_out_text(run: Path) -> None:

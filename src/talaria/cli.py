@@ -115,6 +115,12 @@ def ppo(recipe: RecipeArgument, overrides: Overrides = None, force: Force = Fals
     _run_until("ppo", recipe, overrides, force)
 
 
+@app.command()
+def rounds(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Round after round: collect comparisons with the newest policy, retrain the reward model, improve the policy."""
+    _run_until("rounds", recipe, overrides, force=False)
+
+
 @app.command("eval")
 def evaluate(recipe: RecipeArgument, overrides: Overrides = None, force: Force = False) -> None:
     """Measure the models of a run."""

@@ -3,41 +3,30 @@ that printing a recipe needs no torch."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 
+from talaria.alignment import alignment_stages, has_twin, numbered, policy_stage
 from talaria.config import Settings
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError
 from talaria.eval.settings import EvalSettings
-from talaria.feedback.settings import ComparisonSettings, ConversationSettings
+from talaria.feedback.settings import ConversationSettings
 from talaria.model.settings import ModelSettings
 from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Revision, Stage, is_finished, lock, read_json, run_stage, without_passwords
+from talaria.run import Revision, Stage, is_finished, lock, read_json, run_stage
 from talaria.tokens.settings import TokenizerSettings
-from talaria.train.settings import (
-    DpoSettings,
-    GrpoSettings,
-    PlanSettings,
-    PpoSettings,
-    PretrainSettings,
-    RewardSettings,
-    SftSettings,
-)
+from talaria.train.settings import PlanSettings, PretrainSettings, SftSettings
 from talaria.world.settings import WorldSettings
 
-FeedbackReader = TypeVar("FeedbackReader", RewardSettings, DpoSettings)
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
 LADDER = "ladder.json"
 """In a run's folder: what a ladder's rungs predict of its pretraining."""
@@ -54,32 +43,6 @@ class PretrainStage(Settings):
 class SftStage(Settings):
     seed: int
     sft: SftSettings
-
-
-class ComparisonStage(Settings):
-    seed: int
-    world: WorldSettings
-    comparisons: ComparisonSettings
-
-
-class RewardStage(Settings):
-    seed: int
-    reward: RewardSettings
-
-
-class DpoStage(Settings):
-    seed: int
-    dpo: DpoSettings
-
-
-class GrpoStage(Settings):
-    seed: int
-    grpo: GrpoSettings
-
-
-class PpoStage(Settings):
-    seed: int
-    ppo: PpoSettings
 
 
 class EvalStage(Settings):
@@ -106,16 +69,7 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
         yield _pretrain(PretrainStage(seed=seed, model=recipe.model, pretrain=recipe.pretrain), recipe, at)
     if recipe.sft is not None:
         yield _sft(SftStage(seed=seed, sft=recipe.sft), recipe, at)
-    if recipe.comparisons is not None and recipe.world is not None:
-        yield _comparisons(ComparisonStage(seed=seed, world=recipe.world, comparisons=recipe.comparisons), at)
-    if recipe.reward is not None:
-        yield _reward(RewardStage(seed=seed, reward=recipe.reward), recipe, at)
-    if recipe.dpo is not None:
-        yield _dpo(DpoStage(seed=seed, dpo=recipe.dpo), recipe, at)
-    if recipe.grpo is not None:
-        yield _grpo(GrpoStage(seed=seed, grpo=recipe.grpo), recipe, at)
-    if recipe.ppo is not None:
-        yield _ppo(PpoStage(seed=seed, ppo=recipe.ppo), recipe, at)
+    yield from alignment_stages(recipe, at)
     if recipe.eval is not None:
         yield _evaluation(EvalStage(seed=seed, eval=recipe.eval), recipe, at)
 
@@ -224,130 +178,24 @@ def _sft(settings: SftStage, recipe: Recipe, at: Path) -> Stage:
     return Stage("sft", settings, inputs, tuple(parents), work)
 
 
-def _comparisons(settings: ComparisonStage, at: Path) -> Stage:
-    model = at / "sft" / "model"
-
-    def work(folder: Path) -> None:
-        from talaria.feedback.comparisons import collect_comparisons
-        from talaria.infer.load import load
-
-        batch = settings.comparisons.batch_size
-        engine = load(model, compiled=False, max_batch_size=batch, prefix_cache=False)
-        collect_comparisons(settings.comparisons, settings.world, engine, "sft", settings.seed, folder)
-
-    return Stage("comparisons", settings, {"model": model}, ("sft",), work)
-
-
-def _reward(settings: RewardStage, recipe: Recipe, at: Path) -> Stage:
-    base = at / "sft" / "model"
-    databases, inputs, parents = _feedback(settings.reward.feedback, recipe, at)
-    kept = settings.model_copy(update={"reward": _without_passwords(settings.reward)})
-
-    def work(folder: Path) -> None:
-        from talaria.train.reward import train_reward
-
-        train_reward(settings.reward, base, databases, settings.seed, folder)
-
-    return Stage("reward", kept, {"base": base, **inputs}, ("sft", *parents), work)
-
-
-def _dpo(settings: DpoStage, recipe: Recipe, at: Path) -> Stage:
-    base = at / "sft" / "model"
-    databases, inputs, parents = _feedback(settings.dpo.feedback, recipe, at)
-    kept = settings.model_copy(update={"dpo": _without_passwords(settings.dpo)})
-
-    def work(folder: Path) -> None:
-        from talaria.train.dpo import dpo
-
-        dpo(settings.dpo, base, databases, settings.seed, folder)
-
-    return Stage("dpo", kept, {"base": base, **inputs}, ("sft", *parents), work)
-
-
-def _grpo(settings: GrpoStage, recipe: Recipe, at: Path) -> Stage:
-    base, reward = at / "sft" / "model", None
-    files, inputs, parents = _prompts(settings.grpo.prompts, recipe, at)
-    if settings.grpo.reward == "model":
-        inputs["reward"] = reward = at / "reward" / "reward_model"
-        parents.append("reward")
-
-    def work(folder: Path) -> None:
-        from talaria.train.grpo import grpo
-
-        grpo(settings.grpo, base, reward, files, settings.seed, folder)
-
-    return Stage("grpo", settings, {"base": base, **inputs}, ("sft", *parents), work)
-
-
-def _ppo(settings: PpoStage, recipe: Recipe, at: Path) -> Stage:
-    base, reward, replay = at / "sft" / "model", at / "reward" / "reward_model", None
-    files, inputs, parents = _prompts(settings.ppo.prompts, recipe, at)
-    if settings.ppo.ptx_coefficient:
-        inputs["replay"] = replay = at / "tokenizer" / "shards"
-        parents.append("tokenizer")
-
-    def work(folder: Path) -> None:
-        from talaria.train.ppo import ppo
-
-        ppo(settings.ppo, base, reward, files, replay, settings.seed, folder)
-
-    return Stage("ppo", settings, {"base": base, "reward": reward, **inputs}, ("sft", "reward", *parents), work)
-
-
-def _feedback(given: list[str], recipe: Recipe, at: Path) -> tuple[list[str], dict[str, Path | Revision], list[str]]:
-    """Databases of comparisons, the same as inputs, and parents. The revision of one behind a URL is the hash of its
-    choices, which tells later that there are others."""
-    databases, parents = [name.removeprefix("sqlite:///") for name in given], []
-    if not given and recipe.comparisons is not None:
-        databases.append(str(at / "comparisons" / "feedback.db"))
-        parents.append("comparisons")
-    inputs: dict[str, Path | Revision] = {}
-    for name in databases:
-        if "://" in name:
-            inputs[f"feedback {without_passwords(name)}"] = Revision(_choices_sha256(name))
-        else:
-            if given:
-                _settle(Path(name))
-            inputs[f"feedback {name}"] = Path(name)
-    return databases, inputs, parents
-
-
-def _choices_sha256(url: str) -> str:
-    from talaria.feedback.store import FeedbackStore
-
-    store = FeedbackStore(url)
-    try:
-        return store.choices_sha256()
-    finally:
-        store.close()
-
-
-def _without_passwords(settings: FeedbackReader) -> FeedbackReader:
-    """The settings of a stage as its folder keeps them."""
-    return settings.model_copy(update={"feedback": [without_passwords(name) for name in settings.feedback]})
-
-
-def _settle(database: Path) -> None:
-    """Bring what a server has written lately into the file itself, whose hash is the stage's input."""
-    if database.with_name(database.name + "-wal").exists():
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def _prompts(given: list[str], recipe: Recipe, at: Path) -> tuple[list[Path], dict[str, Path | Revision], list[str]]:
-    """Files of prompts, the same as inputs, and parents."""
-    files, parents = [Path(path) for path in given], []
-    if not given and recipe.comparisons is not None:
-        files.append(at / "comparisons" / "policy_prompts.jsonl")
-        parents.append("comparisons")
-    return files, {f"prompts {number}": file for number, file in enumerate(files)}, parents
-
-
 def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
     from talaria.eval.evaluate import Candidate
 
-    trained = [name for name in ("pretrain", "sft", "dpo", "grpo", "ppo") if getattr(recipe, name) is not None]
+    trained = [name for name in ("pretrain", "sft", "dpo", "grpo") if getattr(recipe, name) is not None]
+    last = 0 if recipe.ppo is None else 1 if recipe.rounds is None else recipe.rounds.number
+    trained += ["ppo-without-ptx"] if has_twin(recipe) else []
+    trained += [policy_stage(number) for number in range(1, last + 1)]
+    policies = {name: at / name / "model" for name in trained if name not in ("pretrain", "sft")}
+    parents = [*trained, "world" if recipe.world is not None else "tokenizer"]
     inputs: dict[str, Path | Revision] = {name: at / name / "model" for name in trained}
+    reward, shards = None, None
+    if recipe.world is not None and recipe.reward is not None and policies and settings.eval.preference_items:
+        rewarder = numbered("reward", max(1, last))
+        inputs["reward"] = reward = at / rewarder / "reward_model"
+        parents.append(rewarder)
+    if recipe.world is not None and recipe.tokenizer is not None and (recipe.sft is None or recipe.sft.base is None):
+        inputs["tokenizer"] = shards = at / "tokenizer" / "shards"
+        parents.append("tokenizer")
     if recipe.world is not None:
         inputs["exam"] = at / "world" / "exam.jsonl"
     else:
@@ -357,11 +205,17 @@ def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
         import torch
 
         from talaria.eval.evaluate import evaluate_models
+        from talaria.eval.preferences import evaluate_preferences
+        from talaria.eval.stages import evaluate_stages
         from talaria.eval.validation import evaluate_validation
         from talaria.infer.load import load
         from talaria.model.checkpoint import load_model, save_model
         from talaria.model.transformer import Transformer
+        from talaria.world.two_turns import two_turn_items
 
+        # Questions hardly begin alike.
+        load_engine = partial(load, compiled=False, max_batch_size=settings.eval.batch_size, prefix_cache=False)
+        exam = at / "world" / "exam.jsonl"
         models = [Candidate(name, at / name / "model", "plain" if name == "pretrain" else "chat") for name in trained]
         if recipe.world is None:
             evaluate_validation(settings.eval, models, at / "tokenizer" / "shards", folder, settings.seed)
@@ -373,17 +227,18 @@ def _evaluation(settings: EvalStage, recipe: Recipe, at: Path) -> Stage:
                 save_model(untrained, tokenizer, Path(scratch) / "model")
                 place = Path(scratch) / "model"
                 models.insert(0, Candidate("untrained", place, "plain", settings.eval.untrained_per_task))
-            evaluate_models(
-                settings.eval,
-                models,
-                at / "world" / "exam.jsonl",
-                folder,
-                # Questions hardly begin alike.
-                load_engine=partial(load, compiled=False, max_batch_size=settings.eval.batch_size, prefix_cache=False),
-                seed=settings.seed,
-            )
+            evaluate_models(settings.eval, models, exam, folder, load_engine=load_engine, seed=settings.seed)
+        models = [model for model in models if model.name != "untrained"]
+        asks_all = settings.eval.tasks is None and settings.eval.dialogues > 0
+        dialogues = two_turn_items(recipe.world, settings.eval.dialogues) if asks_all else []
+        evaluate_stages(
+            settings.eval, models, exam, dialogues, shards, folder, load_engine=load_engine, seed=settings.seed
+        )
+        if policies and settings.eval.preference_items:
+            base = at / "sft" / "model"
+            evaluate_preferences(settings.eval, base, policies, reward, exam, folder, settings.seed)
 
-    return Stage("eval", settings, inputs, (*trained, "world" if recipe.world else "tokenizer"), work)
+    return Stage("eval", settings, inputs, tuple(parents), work)
 
 
 # --------------------------------------------------------------------------------------- commands
@@ -395,6 +250,7 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
     at = run_path(recipe)
     if until is not None and getattr(recipe, until) is None:
         raise UsageError(f"{path}: has no [{until}] table, so there is no such stage")
+    last = f"round-{recipe.rounds.number}" if until == "rounds" and recipe.rounds is not None else until
     check_sources(recipe, path, until)
     many_ranks = "RANK" in os.environ  # started by torchrun
     if many_ranks:
@@ -409,10 +265,14 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
             if many_ranks and stage.name in ("pretrain", "sft"):
                 stage = replace(stage, work=parallel.led(stage.name, stage.work))
             started = time.monotonic()
-            ran = run_stage(at, stage, force and stage.name == until)
+            ran = run_stage(at, stage, force and stage.name == last)
             told = f"done in {time.monotonic() - started:,.1f} s" if ran else "is current"
             console.print(f"[bold]{stage.name:<14}[/bold]{told}")
-            if stage.name == until:
+            if stage.name.startswith("round-"):
+                from talaria.report.alignment import round_sentence
+
+                console.print(round_sentence(read_json(at / stage.name / "round.json")))
+            if stage.name == last:
                 break
         from talaria.report.page import write_report
 

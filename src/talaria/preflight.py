@@ -37,11 +37,9 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
     _check_alignment(recipe, until)
     for name in ("reward", "dpo", "grpo", "ppo"):
         settings = getattr(recipe, name)
-        given = (
-            []
-            if settings is None or not _comes(name, until)
-            else [*getattr(settings, "feedback", []), *getattr(settings, "prompts", [])]
-        )
+        # Where people's choices come round by round, the round that waits for them says so.
+        read = ("prompts",) if recipe.rounds is not None and recipe.world is None else ("feedback", "prompts")
+        given = [place for key in read for place in getattr(settings, key, [])] if _comes(name, until) else []
         for place in given:
             if "://" not in place and not Path(place).exists():
                 raise UserError(f"{origin}: [{name}] reads {place}, which is missing; check the path")

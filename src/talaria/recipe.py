@@ -17,7 +17,7 @@ from talaria.config import Settings, apply_overrides, load_table, resolve
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError
 from talaria.eval.settings import EvalSettings
-from talaria.feedback.settings import ComparisonSettings, ConversationSettings
+from talaria.feedback.settings import ComparisonSettings, ConversationSettings, RoundSettings
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import (
@@ -74,6 +74,7 @@ class Recipe(Settings):
     dpo: DpoSettings | None = None
     grpo: GrpoSettings | None = None
     ppo: PpoSettings | None = None
+    rounds: RoundSettings | None = None
     eval: EvalSettings | None = None
 
 
@@ -160,6 +161,10 @@ def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
             )
     if recipe.ppo is not None and recipe.ppo.minibatches > recipe.ppo.rollouts:
         yield f"ppo.minibatches is {recipe.ppo.minibatches}, more than ppo.rollouts; lower it"
+    if recipe.rounds is not None and recipe.ppo is None:
+        yield "[rounds] needs a [ppo] table, which is absent; add it, or drop [rounds]"
+    if recipe.rounds is not None and recipe.world is not None and recipe.comparisons is None:
+        yield "[rounds] in a [world] needs a [comparisons] table, which is absent; add it, or drop [rounds]"
     if recipe.ppo is not None and recipe.reward is None:
         yield "[ppo] needs a [reward] table, which is absent; add it, or drop [ppo]"
     if recipe.grpo is not None and recipe.grpo.reward == "model" and recipe.reward is None:

@@ -25,4 +25,14 @@ class EvalSettings(Settings):
     max_choices: int = Field(default=8, ge=2)
     """The gold answer is ranked among at most this many choices; of a longer list, a fixed draw stands for it."""
     validation_tokens: int = Field(default=1_000_000, ge=1)
-    """Without an exam, at most about this many tokens of held-out text are scored."""
+    """At most about this many tokens of held-out text are scored."""
+    examples: int = Field(default=3, ge=0)
+    """Questions with answers before a question, whose gain is measured; 0 measures none."""
+    examples_per_task: int = Field(default=40, ge=1)
+    """Questions a task that are asked with examples."""
+    dialogues: int = Field(default=100, ge=0)
+    """Questions of two turns a language, in the world."""
+    preference_items: int = Field(default=300, ge=0)
+    """Questions to which the answers of policies are compared with the fine-tuned model's; 0 compares none."""
+    best_of: int = Field(default=16, ge=0)
+    """Beside the policies, the best of so many answers of the fine-tuned model by the reward model; 0 leaves it out."""

@@ -19,13 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from talaria.errors import UserError
+import sqlalchemy as sa
+from sqlalchemy import event
 
-try:
-    import sqlalchemy as sa
-    from sqlalchemy import event
-except ImportError:
-    raise UserError("feedback needs SQLAlchemy; install it with: pip install 'talaria-lm[serve]'") from None
+from talaria.errors import UserError
 
 __all__ = [
     "SCHEMA_VERSION",

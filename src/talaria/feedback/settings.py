@@ -35,6 +35,18 @@ class ComparisonSettings(Settings):
     """Answers that the engine writes side by side."""
 
 
+class RoundSettings(Settings):
+    """The loop of comparisons, reward model and policy, round after round. The first round is the recipe's own."""
+
+    number: int = Field(default=3, ge=1)
+    prompts: int | None = Field(default=None, gt=0)
+    """Prompts compared in each later round; absent, as many as [comparisons] has. Of the world only."""
+    wanted: int = Field(default=200, gt=0)
+    """Without a world: rankings with an answer of the newest policy that people must have made for a round to begin."""
+    items: int = Field(default=300, gt=0)
+    """Questions that each round's policy is measured on."""
+
+
 class QueueSettings(Settings):
     """Who is given which item, and how often."""
 

@@ -5,6 +5,7 @@ engine = load("runs/laptop")
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from talaria.errors import UsageError, UserError
@@ -84,7 +85,7 @@ def find_model(path: Path) -> Path:
     if _is_model(path):
         _check_training_checkpoint(path)
         return path
-    for stage in POLICY_STAGES:
+    for stage in (*_later_rounds(path), *POLICY_STAGES):
         if is_finished(path / stage):
             return _stage_model(path / stage)
     begun = [stage for stage in POLICY_STAGES if (path / stage).is_dir() or (path / f"{stage}.partial").is_dir()]
@@ -98,6 +99,12 @@ def find_model(path: Path) -> Path:
     raise UserError(
         f"{path}: no model here; give a run folder, a folder with config.json and model.safetensors, or a .gguf file"
     )
+
+
+def _later_rounds(run: Path) -> list[str]:
+    """Policies of the run's later rounds, the newest first."""
+    numbers = [name.removeprefix("ppo-") for name in os.listdir(run) if name.startswith("ppo-")]
+    return [f"ppo-{number}" for number in sorted((int(text) for text in numbers if text.isdigit()), reverse=True)]
 
 
 def _stage_model(stage: Path) -> Path:

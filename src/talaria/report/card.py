@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from talaria.report.chart import number
-from talaria.report.run_data import NULL_MODELS, TRAINING, RunData
+from talaria.report.run_data import NULL_MODELS, POLICIES, TRAINING, RunData
 
 Card = list[tuple[str, list[str]]]
 
@@ -23,8 +23,8 @@ def headline(data: RunData) -> str:
         made.append(f"pretrained on {number(data.training['pretrain']['tokens'])} tokens")
     if "sft" in data.training:
         made.append("fine-tuned to answer in conversation")
-    made += [f"improved by {stage.upper()}" for stage in ("dpo", "grpo", "ppo") if stage in data.training]
-    seconds = data.seconds(*TRAINING)
+    made += [f"trained further by {stage.upper()}" for stage in POLICIES if stage in data.training]
+    seconds = data.seconds(*data.trained)
     time = f"; training took {duration(seconds)}" if seconds is not None else ""
     return f"A {size}{', ' + ' and '.join(made) if made else ''}{time}."
 
@@ -134,9 +134,7 @@ def _data(data: RunData) -> list[str]:
 
 def _training(data: RunData) -> list[str]:
     lines = []
-    for stage in TRAINING:
-        if stage not in data.training:
-            continue
+    for stage in data.trained:
         record = data.training[stage]
         seconds = data.seconds(stage)
         time = f", {duration(seconds)}" if seconds is not None else ""

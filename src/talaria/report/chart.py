@@ -79,7 +79,8 @@ def line_chart(
             parts.append(f'<g class="dot c{index % 6}">{dots}</g>')
     for one, points in kept:
         for x, y in points[:: math.ceil(len(points) / _MOST_HOVERS)]:
-            told = escape(f"{one.name}: {y:.4g} {unit}".rstrip() + f" at {x_label} {x:,.0f}")
+            at = f"{x:,.0f}" if x == round(x) else f"{x:.3g}"
+            told = escape(f"{one.name}: {y:.4g} {unit}".rstrip() + f" at {x_label} {at}")
             parts.append(
                 f'<circle class="hit" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="7"><title>{told}</title></circle>'
             )

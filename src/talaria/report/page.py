@@ -12,18 +12,16 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from talaria.report.alignment import alignment_section
 from talaria.report.card import card_html, card_markdown, corpus_sentence, dropped, duration, headline
 from talaria.report.chart import Series, line_chart, number, with_median
 from talaria.report.ladder import ladder_section
 from talaria.report.lineage import lineage_section
-from talaria.report.run_data import TRAINING, RunData, read_run
+from talaria.report.run_data import TRAINING, RunData, is_policy, read_run, title_of
 from talaria.report.scores import samples_section, scores_section
+from talaria.report.stages import stages_section
 from talaria.report.style import STYLE
 from talaria.run import atomic_write
-
-TITLES = {"pretrain": "Pretraining", "sft": "Fine-tuning", "reward": "Reward model"} | {
-    stage: stage.upper() for stage in ("dpo", "grpo", "ppo")
-}
 
 
 def write_report(run_folder: Path, folder: Path | None = None) -> Path:
@@ -40,6 +38,8 @@ def render(data: RunData) -> str:
     """The whole page as HTML."""
     sections: list[tuple[str, str, Callable[[RunData], str]]] = [
         ("scores", "Exam", scores_section),
+        ("stages", "What each stage gives and costs", stages_section),
+        ("alignment", "Alignment", alignment_section),
         ("samples", "Answers", samples_section),
         ("training", "Training", _training_section),
         ("corpus", "Corpus", _corpus_section),
@@ -48,8 +48,9 @@ def render(data: RunData) -> str:
     ]
     if data.ladder is not None:
         sections.insert(3, ("ladder", "Ladder", ladder_section))
-    contents = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
-    body = "".join(f'<section><h2 id="{anchor}">{title}</h2>{make(data)}</section>' for anchor, title, make in sections)
+    made = [(anchor, title, text) for anchor, title, make in sections if (text := make(data))]
+    contents = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in made)
+    body = "".join(f'<section><h2 id="{anchor}">{title}</h2>{text}</section>' for anchor, title, text in made)
     name = escape(data.name)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -70,7 +71,7 @@ def _tiles(data: RunData) -> str:
         tiles.append((number(data.training["pretrain"]["tokens"]), "tokens of pretraining"))
     if flops := sum(record.get("flops", 0) for record in data.training.values()):
         tiles.append((f"{flops:.1e}", "training FLOPs"))
-    if (seconds := data.seconds(*TRAINING)) is not None:
+    if (seconds := data.seconds(*data.trained)) is not None:
         tiles.append((duration(seconds), "training"))
     if (seconds := data.seconds(*data.manifests)) is not None:
         tiles.append((duration(seconds), "all stages"))
@@ -83,9 +84,11 @@ def _tiles(data: RunData) -> str:
 def _training_section(data: RunData) -> str:
     parts = []
     for stage in dict.fromkeys([*TRAINING, *data.metrics]):
+        if is_policy(stage) or stage.startswith("reward"):
+            continue  # their curves stand with the rest of alignment
         if data.ladder is not None and stage.startswith("rung-"):
             continue  # the ladder's section shows the rungs together
-        title = TITLES.get(stage, stage)
+        title = title_of(stage, data)
         if not data.metrics.get(stage):
             parts.append(f'<p class="missing">{escape(title)}: this run has no measurements of it.</p>')
             continue
@@ -131,26 +134,6 @@ def _charts(data: RunData, stage: str) -> list[str]:
         line_chart(
             with_median(series("grad_norm", "norm")), "Gradient norm", "step", "before clipping, log scale", log_y=True
         ),
-        line_chart(with_median(series("reward", "reward")), "Reward", "step", "mean score of the answers"),
-        line_chart(
-            [
-                series("gold_right", "right", factor=100),
-                series("gold_good", "right and polite", factor=100),
-            ],
-            "What the judge says",
-            "step",
-            "% of the answers",
-        ),
-        line_chart(with_median(series("kl", "KL")), "KL to the fine-tuned model", "step", "nats an answer"),
-        line_chart(with_median(series("entropy", "entropy")), "Entropy", "step", "nats a token"),
-        line_chart(with_median(series("answer_tokens", "length")), "Length", "step", "tokens an answer"),
-        line_chart(
-            [series("clip_share", "policy", factor=100), series("value_clip_share", "value", factor=100)],
-            "Clipped",
-            "step",
-            "% of the tokens",
-        ),
-        line_chart([series("ptx_loss", "pretraining text")], "Loss on pretraining text", "step", "nats per token"),
     ]
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from talaria.errors import UserError
 from talaria.run import atomic_write
 
-PROPORTIONS = ("accuracy", "choice_accuracy")
+WIN_SHARES = ("win_share", "win_share_length_controlled")
+PROPORTIONS = ("accuracy", "choice_accuracy", *WIN_SHARES)
 """Metrics whose score is a share of n items, so that a binomial interval fits."""
 
 

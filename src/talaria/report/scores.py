@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from talaria.report.chart import interval_bar
-from talaria.report.results import ResultRow
+from talaria.report.results import WIN_SHARES, ResultRow
 from talaria.report.run_data import NULL_MODELS, RunData
 
 _SAMPLES_PER_TASK = 2
@@ -37,7 +37,8 @@ def scores_section(data: RunData) -> str:
             "choices, and the mean log-probability of a token of the right answer (nats). Both move before the "
             f"generated answers become right.</p>{_plain_table(likelihood)}</details>"
         )
-    other = [row for row in data.results if row.metric not in ("accuracy", "choice_accuracy", "answer_log_prob")]
+    shown_elsewhere = ("accuracy", "choice_accuracy", "answer_log_prob", "gain_from_examples", *WIN_SHARES)
+    other = [row for row in data.results if row.metric not in shown_elsewhere]
     if other:
         parts.append(f"<h3>Held-out text</h3>{_plain_table(other)}")
     return "".join(parts)

@@ -44,7 +44,7 @@ svg text { fill: var(--soft); font-size: 11.5px; font-variant-numeric: tabular-n
 .line.faint { stroke-width: 1.2; opacity: .6; }
 .dot circle { fill: var(--k); } .hit { fill: transparent; }
 .hit:hover { fill: var(--ink); fill-opacity: .18; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide + .wide { margin-top: 22px; } .bars { min-width: 110px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 th { font-weight: 600; } thead th { color: var(--soft); font-weight: 500; font-size: .82rem; }

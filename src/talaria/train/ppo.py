@@ -76,17 +76,22 @@ def ppo(
     replay: Path | None,
     seed: int,
     folder: Path,
+    start: Path | None = None,
 ) -> None:
-    """Improve the model at `base` against the reward model at `reward`; `replay` has the shards of PPO-ptx."""
-    policy, tokenizer = load_model(base)
+    """Improve the model at `base`, or the one at `start` that was made of it, against the reward model at `reward`; KL
+    is to `base`. `replay` has the shards of PPO-ptx."""
+    policy, tokenizer = load_model(start or base)
     value = load_scalar_model(reward)[0]
     if settings.lora is None:
-        reference = load_model(base)[0].to(default_device()).requires_grad_(False)
         rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
-    else:  # The fine-tuned model is the policy without its LoRA; the reward model is so in the value network.
+    else:  # The reward model is the value network's trunk without its LoRA.
         for number, trunk in enumerate((policy, value.trunk)):
             add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed + number))
-        reference, rewarder = policy, head_apart(value).to(default_device())
+        rewarder = head_apart(value).to(default_device())
+    if settings.lora is None or start is not None:
+        reference = load_model(base)[0].to(default_device()).requires_grad_(False)
+    else:  # The fine-tuned model is the policy without its LoRA.
+        reference = policy
     rate = settings.optimizer.learning_rate or 1e-4
     tuning = Tuning(
         "ppo",

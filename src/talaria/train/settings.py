@@ -143,6 +143,8 @@ class PpoSettings(Settings):
     """PPO-ptx: weight of the mean next-token loss on pretraining text, beside the mean loss a token of the answers."""
     ptx_rows: int = Field(default=8, gt=0)
     """Rows of pretraining text beside every minibatch."""
+    also_without_ptx: bool = False
+    """Make the policy a second time without pretraining text, as stage ppo-without-ptx: what ptx saves."""
     lora: LoraSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings(
         learning_rate=1e-4, weight_decay=0.0, schedule="warmup-stable-decay", warmup_share=0.05, final_rate=0.1

@@ -1,0 +1,64 @@
+"""What a round of alignment came to: its models, reward model and databases in, round.json out.
+
+New comparisons, the reward model's accuracy, KL to the fine-tuned model, wins against it and against the round before,
+and the answers that changed. Without a judge (prompts without graders) there are no wins: people tell those, on the
+annotation page with two models.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from talaria.eval.preferences import Preferences, draw_items
+from talaria.eval.settings import EvalSettings
+from talaria.feedback.snapshot import count_choices
+from talaria.infer.load import load
+from talaria.run import atomic_write, read_json, to_json
+from talaria.train.ppo import read_prompts
+
+
+def measure_round(
+    settings: EvalSettings,
+    number: int,
+    models: Mapping[str, Path],
+    reward: Path,
+    databases: Sequence[Sequence[str]],
+    exam: Path | None,
+    prompt_files: Sequence[Path],
+    seed: int,
+    folder: Path,
+) -> None:
+    """Write `folder`/round.json. `models`: the fine-tuned one, the round before's if that is another, the newest last;
+    `reward`: the reward stage; `databases`: those of each round so far."""
+    names = list(models)
+    newest = names[-1]
+    if exam is not None:
+        items = draw_items(exam, settings.preference_items, seed)
+    else:
+        items = _held_prompts(prompt_files, models[newest], settings, seed)
+    told = Preferences(settings, items, reward / "reward_model", seed)
+    for name, path in models.items():
+        told.answer(name, path)
+    for other in names[:-1]:
+        told.compare(newest, other)
+    so_far = [sum(map(count_choices, of_round)) for of_round in databases]
+    quality = read_json(reward / "reward.json")
+    record: dict[str, Any] = {
+        "round": number,
+        "policy": newest,
+        "comparisons_so_far": so_far[-1],
+        "new_comparisons": so_far[-1] - (so_far[-2] if number > 1 else 0),
+        "reward_accuracy": quality["together"],
+        "calibration_error": quality["calibration"]["error"],
+    }
+    atomic_write(folder / "round.json", to_json(record | told.to_json()))
+
+
+def _held_prompts(files: Sequence[Path], model: Path, settings: EvalSettings, seed: int) -> list[dict[str, Any]]:
+    """Some of the policy's own prompts, the same ones in every round."""
+    engine = load(model, compiled=False)
+    items = read_prompts(files, engine.tokenizer, engine.context - settings.max_tokens)
+    return random.Random(seed).sample(items, min(settings.preference_items, len(items)))

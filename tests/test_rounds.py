@@ -1,0 +1,252 @@
+"""Rounds: killed they end as undisturbed ones, byte for byte; people's choices are waited for and never lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_alignment import WORDS, tiny_policy, tiny_tokenizer, write_comparisons, write_prompts
+
+from talaria.errors import UserError
+from talaria.feedback.store import FeedbackStore
+from talaria.infer.load import find_model
+from talaria.model.checkpoint import save_model
+from talaria.pipeline import run_recipe
+from talaria.report.page import write_report
+from talaria.run import read_json, read_metrics, sha256
+from talaria.verify import verify
+
+KILLS = int(os.environ.get("TALARIA_KILLS", "3"))
+SHARED = """
+[run]
+name = "tiny"
+folder = "{folder}"
+
+[sft]
+base = "{base}"
+limit = 8
+epochs = 1
+optimizer = {{ learning_rate = 1e-5 }}
+{conversations}
+
+[reward]
+checkpoint_every_seconds = 1e-9
+{feedback}
+
+[ppo]
+steps = 3
+rollouts = 4
+max_tokens = 8
+optimizer = {{ learning_rate = 1e-3 }}
+checkpoint_every_seconds = 1e-9
+{prompts}
+
+[rounds]
+number = 2
+"""
+WORLD = """
+prompts = 30
+items = 20
+
+[world]
+entities = 60
+mess_share = 0.0
+
+[comparisons]
+prompts = 40
+policy_prompts = 20
+answers = 3
+max_tokens = 32
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = tiny_tokenizer()
+    save_model(tiny_policy(tokenizer, context=256), tokenizer, folder)
+    return folder
+
+
+def in_the_world(folder: Path, base: Path) -> Path:
+    folder.mkdir()
+    path = folder / "tiny.toml"
+    nothing = {"conversations": "", "feedback": "", "prompts": ""}
+    path.write_text(SHARED.format(folder=folder, base=base, **nothing) + WORLD)
+    return path
+
+
+def run_rounds(recipe: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    run_recipe(recipe, [], until="rounds")
+
+
+def content(run: Path) -> dict[str, Any]:
+    """All that rounds leave behind, without clock times: files by hash, databases by their rows."""
+    found: dict[str, Any] = {}
+    for stage in sorted(path.parent for path in run.glob("*/done.json")):
+        for file in sorted(path for path in stage.rglob("*") if path.is_file()):
+            name = str(file.relative_to(run))
+            if file.name in ("manifest.json", "done.json"):
+                continue
+            if file.name == "metrics.jsonl":
+                found[name] = [{k: v for k, v in row.items() if not _is_clock(k)} for row in read_metrics(file)]
+            elif file.name == "state.json":  # the process's own random state is in it, which nothing draws from
+                found[name] = read_json(file)["sha256"]
+            elif file.suffix == ".db":
+                with sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True) as database:
+                    found[name] = [
+                        database.execute(f"SELECT {columns} FROM {table} ORDER BY id").fetchall()
+                        for table, columns in (
+                            ("prompts", "messages, source"),
+                            ("answers", "prompt_id, text, model, seed"),
+                            ("comparisons", "prompt_id, ranking, annotator, criterion"),
+                        )
+                    ]
+            else:
+                found[name] = sha256(file)
+    return found
+
+
+def _is_clock(name: str) -> bool:
+    return name in ("time", "mfu") or "second" in name
+
+
+def test_killed_at_random_instants_two_rounds_end_as_undisturbed_ones(base: Path, tmp_path: Path) -> None:
+    undisturbed, killed = in_the_world(tmp_path / "undisturbed", base), in_the_world(tmp_path / "killed", base)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["talaria.train.ppo", "talaria.eval.rounds", "talaria.pipeline", __name__])
+
+    def start(recipe: Path) -> BaseProcess:
+        process = context.Process(target=run_rounds, args=(recipe,))
+        process.start()
+        return process
+
+    def finish(recipe: Path) -> float:
+        started = time.monotonic()
+        process = start(recipe)
+        process.join(300)
+        assert process.exitcode == 0
+        return time.monotonic() - started
+
+    took = finish(undisturbed)
+    draw = random.Random(1)
+    killed_in: set[str] = set()
+    for kill in range(KILLS):
+        process = start(killed)
+        # The share of the whole that is left to this try, so that kills fall into every part of it.
+        time.sleep(draw.uniform(0.4, 1.0) * took / KILLS if kill else 0.6 * took)
+        if not process.is_alive():
+            break
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        killed_in |= {path.name for path in (tmp_path / "killed" / "tiny").glob("*.partial")}
+    assert killed_in, "no kill met a stage under way"
+    finish(killed)
+
+    runs = [recipe.parent / "tiny" for recipe in (undisturbed, killed)]
+    assert content(runs[0]) == content(runs[1])
+    assert {"ppo-2/model/model.safetensors", "round-2/round.json", "comparisons-2/feedback.db"} <= content(
+        runs[0]
+    ).keys()
+    assert verify(runs[1]) == []
+    told = read_json(runs[0] / "round-2" / "round.json")
+    first = read_json(runs[0] / "round-1" / "round.json")
+    assert told["new_comparisons"] > 0
+    assert told["comparisons_so_far"] == told["new_comparisons"] + first["new_comparisons"]
+    assert [one["against"] for one in told["comparisons"]] == ["sft", "ppo"]
+    assert [one["against"] for one in first["comparisons"]] == ["sft"]
+    pairs = read_json(runs[0] / "reward-2" / "training.json")["pairs"]
+    assert pairs > read_json(runs[0] / "reward" / "training.json")["pairs"], "the second has the first one's pairs too"
+    assert read_metrics(runs[0] / "ppo" / "metrics.jsonl")[0]["kl"] == 0
+    assert read_metrics(runs[0] / "ppo-2" / "metrics.jsonl")[0]["kl"] != 0, "it goes on where the first round ended"
+    models = {row[2] for row in content(runs[0])["comparisons-2/feedback.db"][1]}
+    assert models == {"ppo"}, "the newest policy answers"
+    assert find_model(runs[0]) == runs[0] / "ppo-2" / "model"
+    page = write_report(runs[0]).read_text()
+    assert "<h3>Rounds</h3>" in page and f"{told['new_comparisons']:,}</td>" in page
+
+
+def judge_more(store_path: Path, model: str, count: int) -> None:
+    """Rankings by a person of answers of `model`."""
+    draw = random.Random(f"{model}/{count}")
+    store = FeedbackStore(store_path)
+    for number in range(count):
+        prompt = store.append_prompt([{"role": "user", "content": f"{model} {number} {draw.choice(WORDS)}"}])
+        ids = [store.append_answer(prompt, text, model=model) for text in ("the gods", "a sea")]
+        store.append_comparison(prompt, [[ids[0]], [ids[1]]], annotator="ann")
+    store.close()
+
+
+def test_without_a_world_a_round_waits_for_people_and_goes_on(base: Path, tmp_path: Path) -> None:
+    store = tmp_path / "choices.db"
+    conversations = tmp_path / "talk.jsonl"
+    turns = [{"role": "user", "content": "sea"}, {"role": "assistant", "content": "land of gods"}]
+    conversations.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(8)))
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        SHARED.format(
+            folder=tmp_path,
+            base=base,
+            conversations=f'conversations = ["{conversations}"]',
+            feedback=f'feedback = ["sqlite:///{store}"]',
+            prompts=f'prompts = ["{write_prompts(tmp_path / "prompts.jsonl")}"]',
+        )
+        + "wanted = 10\nitems = 8\n"
+    )
+    run = tmp_path / "tiny"
+    with pytest.raises(UserError, match=rf"0 rankings, this round needs 10; .*talaria annotate sft={run}/sft --store"):
+        run_recipe(recipe, [], until="rounds")
+    write_comparisons(store)
+    with pytest.raises(UserError, match=rf"0 rankings with answers of ppo, .*annotate ppo={run}/ppo"):
+        run_recipe(recipe, [], until="rounds")
+    first = {path: path.read_bytes() for path in run.glob("*/done.json")}
+    assert {path.parent.name for path in first} == {"sft", "comparisons", "reward", "ppo", "round-1"}
+
+    judge_more(store, "sft", 12)  # of an older policy: trained on, but not what the round waits for
+    judge_more(store, "ppo", 9)
+    with pytest.raises(UserError, match="9 rankings with answers of ppo"):
+        run_recipe(recipe, [], until="rounds")
+    judge_more(store, "ppo", 1)
+    run_recipe(recipe, [], until="rounds")
+    assert {path: path.read_bytes() for path in first} == first, "what people did since changes no finished round"
+    told = read_json(run / "round-2" / "round.json")
+    assert (told["new_comparisons"], told["comparisons_so_far"]) == (22, 62)
+    assert told["comparisons"][0].get("by_the_judge") is None and told["comparisons"][0]["changed"]["answers"] == 8
+    assert told["models"]["ppo-2"]["kl"] is not None
+    judge_more(store, "ppo-2", 3)
+    done = {path: path.read_bytes() for path in run.glob("*/done.json")}
+    run_recipe(recipe, [], until="rounds")
+    assert {path: path.read_bytes() for path in run.glob("*/done.json")} == done
+    assert verify(run) == []
+    assert "step by step" in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[rounds]\n[sft]\nbase = 'x'\nconversations = ['y']", r"\[rounds\] needs a \[ppo\] table"),
+        (
+            "[world]\n[rounds]\n[sft]\nbase = 'x'\n[reward]\nfeedback = ['c.db']\n[ppo]\nprompts = ['p']",
+            r"\[rounds\] in a \[world\] needs a \[comparisons\] table",
+        ),
+    ],
+)
+def test_rounds_without_what_they_repeat_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    from talaria.errors import UsageError
+    from talaria.recipe import read_recipe
+
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_recipe(tmp_path / "r.toml", [])
