@@ -37,7 +37,7 @@ from talaria.train.answers import (
     Answers,
     answer_log_probs,
     encode_answer,
-    in_pieces,
+    in_pieces_by_length,
     last_places,
     over_pieces,
     pad_answers,
@@ -49,6 +49,8 @@ from talaria.train.step import split_rows, summed_loss
 from talaria.train.tuning import Tuning, micro_rows
 from talaria.world.judge import check
 from talaria.world.labelers import is_good
+
+_PIECE_ROWS = 8  # rows of like length that go through a network together
 
 
 class Rollouts(NamedTuple):
@@ -75,9 +77,11 @@ def ppo(
     replay: Path | None,
     seed: int,
     folder: Path,
+    start: Path | None = None,
 ) -> None:
-    """Improve the model at `base` against the reward model at `reward`; `replay` has the shards of PPO-ptx."""
-    policy, tokenizer = load_model(base)
+    """Improve the model at `base`, or the one at `start` that was made of it, against the reward model at `reward`; KL
+    is to `base`. `replay` has the shards of PPO-ptx."""
+    policy, tokenizer = load_model(start or base)
     reference = load_model(base)[0].to(default_device()).requires_grad_(False)
     rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
     value = load_scalar_model(reward)[0]
@@ -214,7 +218,8 @@ def update(
 
     cores = tuning.cores(len(batch.mask_BT))
     rows = micro_rows(len(batch.mask_BT), batch.mask_BT.shape[1], settings.micro_batch_tokens, cores)
-    loss = tuning.backward(loss_of, list(enumerate(in_pieces(batch, rows))), n_tokens, "") / n_tokens
+    pieces = in_pieces_by_length(batch, batch.mask_BT, min(rows, _PIECE_ROWS))
+    loss = tuning.backward(loss_of, list(enumerate(pieces)), n_tokens, "") / n_tokens
     if ptx is not None:
         # Its own mean, whatever the number of answer tokens, times the coefficient (Ouyang et al. 2022, eq. 2).
         text = Batch(*(tensor.to(default_device()) for tensor in next(ptx)))

@@ -12,11 +12,12 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talaria.errors import UserError
@@ -27,10 +28,13 @@ from talaria.model.lora import add_lora, merge_lora
 from talaria.model.scalar import ScalarModel, save_scalar_model
 from talaria.run import atomic_folder, atomic_write, to_json
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answers, score
+from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answers, score, what_is_scored
+from talaria.train.checkpoint import checkpoints
 from talaria.train.policy_losses import ranking_loss
 from talaria.train.settings import RewardSettings
 from talaria.train.tuning import Tuning, micro_rows
+
+_PIECE_PROMPTS = 8
 
 
 @dataclass
@@ -60,13 +64,15 @@ def train_reward(
     from talaria.train.reward_quality import measure_quality
 
     trunk, tokenizer = load_model(base)
-    model = ScalarModel(trunk, torch.Generator().manual_seed(seed))
+    model = ScalarModel(trunk, torch.Generator().manual_seed(seed), settings.reads_likelihood)
     if settings.lora is not None:
         add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
     training, held_out, dropped = read_compared(
         databases, tokenizer, trunk.shape.context, settings.validation_share, seed
     )
     per_epoch = -(-len(training) // settings.batch_prompts)
+    if settings.reads_likelihood and not checkpoints(folder / "checkpoints"):
+        fit_head(model.to(default_device()), training)
     tuning = Tuning(
         "reward",
         folder,
@@ -112,6 +118,42 @@ def train_reward(
         mean_before_shift=mean,
         accuracy=quality["together"]["accuracy"],
     )
+
+
+def fit_head(model: ScalarModel, training: Sequence[Compared], ridge: float = 1e-2) -> None:
+    """Set head and weights of the likelihood to those that tell most of the trunk as it is: the ranking loss of all
+    pairs with a penalty of `ridge` on their squares. Fine-tuning from a head that knows nothing would first bend the
+    trunk towards it (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features")."""
+    assert model.likelihood_F is not None
+    with torch.no_grad():
+        pieces = [what_is_scored(model.trunk, as_answers(training[i : i + 32])) for i in range(0, len(training), 32)]
+        features_NF = torch.cat([torch.cat(piece, dim=1) for piece in pieces]).double()
+    starts = list(accumulate((len(prompt.texts) for prompt in training), initial=0))[:-1]
+    pairs = [
+        (start + i, start + j, share)
+        for start, prompt in zip(starts, training, strict=True)
+        for i, j, share in prompt.pairs
+    ]
+    first_P, second_P = torch.tensor([(i, j) for i, j, _ in pairs], device=features_NF.device).unbind(dim=1)
+    share_P = torch.tensor([share for _, _, share in pairs], dtype=torch.float64, device=features_NF.device)
+    # What hardly differs among all answers tells nothing: no large weights for it.
+    scale_F = features_NF.std(dim=0).clamp_min(1e-2)
+    difference_PF = (features_NF[first_P] - features_NF[second_P]) / scale_F
+    weight_F = difference_PF.new_zeros(difference_PF.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight_F], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        total = F.binary_cross_entropy_with_logits(difference_PF @ weight_F, share_P)
+        total = total + ridge * weight_F.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    solver.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        found_F, width = weight_F / scale_F, len(model.weight_D)
+        model.weight_D.copy_(found_F[:width])
+        model.likelihood_F.copy_(found_F[width:])
 
 
 @torch.no_grad()
@@ -215,8 +257,10 @@ def as_answers(prompts: Sequence[Compared]) -> Answers:
 
 
 def as_micro_batches(prompts: list[Compared], micro_tokens: int, cores: int) -> list[list[Compared]]:
-    """Whole prompts together, equal numbers for the cores, bounded in tokens."""
-    longest = max(len(asked) + len(answer) for prompt in prompts for asked, answer in prompt.ids)
+    """Whole prompts together, those of like length with one another: padding costs as much as words. At most
+    `_PIECE_PROMPTS` in one, equal numbers for the cores, bounded in tokens."""
+    longest = [max(len(asked) + len(answer) for asked, answer in prompt.ids) for prompt in prompts]
     answers = max(len(prompt.ids) for prompt in prompts)
-    rows = micro_rows(len(prompts), longest * answers, micro_tokens, cores)
-    return [prompts[i : i + rows] for i in range(0, len(prompts), rows)]
+    rows = min(_PIECE_PROMPTS, micro_rows(len(prompts), max(longest) * answers, micro_tokens, cores))
+    ordered = [prompt for _, prompt in sorted(zip(longest, prompts, strict=True), key=lambda pair: pair[0])]
+    return [ordered[i : i + rows] for i in range(0, len(ordered), rows)]

@@ -87,6 +87,8 @@ class SftSettings(Settings):
     validate_every_steps: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     """Stop after this many validations without a better loss; the best checkpoint is kept either way."""
+    keep_validated: bool = False
+    """Keep the model of every validation, as validated/step-000123/, to choose among them by something else."""
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
 
@@ -97,7 +99,10 @@ class RewardSettings(Settings):
     """Databases of comparisons, as paths or URLs; empty, those of [comparisons]."""
     validation_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of the prompts, with all their comparisons, that are held out."""
-    epochs: int = Field(default=1, ge=1)
+    reads_likelihood: bool = False
+    """Whether the score is also made of how likely the model itself finds the answer and of its length; the whole head
+    is then fitted to the comparisons before anything else is trained."""
+    epochs: int = Field(default=1, ge=0)
     batch_prompts: int = Field(default=32, gt=0)
     micro_batch_tokens: int = Field(default=16_384, gt=0)
     lora: LoraSettings | None = None
