@@ -17,7 +17,7 @@ from kills import assert_kills_change_nothing
 from talaria.corpus.document import Document
 from talaria.errors import UserError
 from talaria.model.settings import ModelSettings
-from talaria.run import Stage, lock, read_metrics, run_stage
+from talaria.run import Stage, lock, read_metrics, run_stage, sha256
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer
@@ -186,3 +186,15 @@ def test_sft_keeps_the_best_model_and_stops_when_it_no_longer_improves(data: Pat
     assert losses[record["best_step"]] == min(losses.values())
     assert len([step for step in losses if step > record["best_step"]]) == 2
     assert record["best_loss"] < record["start_loss"]
+
+
+def test_every_validated_model_is_kept_where_it_is_asked_for(data: Path, base: Path, tmp_path: Path) -> None:
+    """The bug: checkpoints to choose among by something else than loss that are all the best one by loss."""
+    settings = SFT.model_copy(update={"keep_validated": True, "validate_every_steps": 2})
+    sft_on(data, base, tmp_path, settings)
+    record = json.loads((tmp_path / "training.json").read_text())
+    kept = sorted(path.name for path in (tmp_path / "validated").iterdir())
+    steps = sorted({*range(0, record["steps"], 2), record["steps"]})
+    assert kept == [f"step-{step:06d}" for step in steps] and len(kept) > 2
+    assert len({sha256(tmp_path / "validated" / name) for name in kept}) == len(kept)
+    assert sha256(tmp_path / "validated" / f"step-{record['best_step']:06d}") == sha256(tmp_path / "model")

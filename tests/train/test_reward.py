@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_alignment import tiny_policy, tiny_tokenizer, write_comparisons, write_models
+from torch import Tensor
 
 from talaria.errors import UserError
 from talaria.feedback.store import FeedbackStore
@@ -17,10 +19,19 @@ from talaria.model.checkpoint import load_model
 from talaria.model.scalar import ScalarModel, load_scalar_model, save_scalar_model
 from talaria.run import read_metrics
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import end_states, pad_answers, score, states_of
+from talaria.train.answers import end_states, over_ids, pad_answers, read_scored, score, what_is_scored
 from talaria.train.policy_losses import ranking_loss
-from talaria.train.reward import Compared, as_answers, as_micro_batches, pairs_of, read_compared, train_reward
-from talaria.train.reward_quality import _accuracy, _calibration, _strange, distances
+from talaria.train.reward import (
+    Compared,
+    all_that_is_scored,
+    as_answers,
+    as_micro_batches,
+    fit_head,
+    pairs_of,
+    read_compared,
+    train_reward,
+)
+from talaria.train.reward_quality import _accuracy, _calibration, _strange, distances, measure_quality
 from talaria.train.settings import OptimizerSettings, RewardSettings
 
 SETTINGS = RewardSettings(
@@ -159,10 +170,11 @@ def test_after_training_no_more_tokens_are_read_at_a_time_than_in_it(tokenizer: 
     draw = random.Random(0)
     ids = [([5] * draw.randint(1, 20), [draw.randint(3, 200) for _ in range(draw.randint(1, 20))]) for _ in range(50)]
     trunk, read = tiny_policy(tokenizer), []
-    states = states_of(trunk, ids, 100_000)
+    states = over_ids(lambda answers: end_states(trunk, answers), ids, 100_000)
     hidden = trunk.hidden
     trunk.hidden = lambda tokens_BT: read.append(tokens_BT.numel()) or hidden(tokens_BT)  # type: ignore
-    assert torch.allclose(states_of(trunk, ids, 60), states, atol=1e-5, rtol=0)
+    bounded = over_ids(lambda answers: end_states(trunk, answers), ids, 60)
+    assert torch.allclose(bounded, states, atol=1e-5, rtol=0)
     assert max(read) <= 60 and len(read) < 50
     assert torch.allclose(states[7], end_states(trunk, pad_answers([ids[7][0]], [ids[7][1]]))[0], atol=1e-5, rtol=0)
 
@@ -246,6 +258,72 @@ def test_what_is_saved_scores_as_what_was_trained(tmp_path: Path, tokenizer: Tok
     (tmp_path / "model" / "scalar_head.safetensors").unlink()
     with pytest.raises(UserError, match="no reward model here"):
         load_scalar_model(tmp_path / "model")
+
+
+def test_likelihood_is_of_the_answer_alone_and_of_its_own_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The bugs: the prompt's or the padding's tokens in it, a token early or late, the end token left out; and a model
+    that forgets on disk that it reads it."""
+    model = ScalarModel(tiny_policy(tokenizer).double(), torch.Generator().manual_seed(0), reads_likelihood=True)
+    assert model.likelihood_F is not None
+    with torch.no_grad():
+        model.weight_D.normal_(generator=torch.Generator().manual_seed(1))
+        model.likelihood_F.copy_(torch.tensor([0.7, 0.4, -0.2, 0.3, 0.9], dtype=torch.float64))
+    rows = [([5, 6], [7, 2, 9]), ([5, 6, 8, 11, 3], [10]), ([4], [12, 13, 14, 15, 16, 2])]
+    scores_B = score(model, pad_answers(*zip(*rows, strict=True)))
+    for (prompt, answer), told in zip(rows, scores_B, strict=True):
+        ids = torch.tensor([[*prompt, *answer]])
+        hidden = model.trunk.hidden(ids)[0]
+        places = range(len(prompt), len(prompt) + len(answer))
+        own = [float(torch.log_softmax(model.trunk.head(hidden[t - 1]), dim=-1)[ids[0, t]]) for t in places]
+        by_hand = float(model.read(hidden[-1])) + 0.7 * sum(own) / len(own) + 0.4 * min(own) - 0.02 * len(own)
+        by_hand += 0.3 * math.exp(min(own)) + 0.9 * math.exp(sum(own))
+        assert float(told) == pytest.approx(by_hand, abs=1e-10)
+    save_scalar_model(model, tokenizer, tmp_path / "model")
+    loaded, _ = load_scalar_model(tmp_path / "model", torch.float64)
+    assert torch.allclose(score(loaded, pad_answers(*zip(*rows, strict=True))), scores_B, atol=1e-5, rtol=0)
+
+
+def test_a_score_that_reads_likelihood_is_fitted_first_and_then_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The bugs: a head that begins by chance; weights of the likelihood or the trunk left out of training."""
+    write_models(tmp_path, tokenizer)
+    database = write_comparisons(tmp_path / "feedback.db", 40)
+    training, held_out, _ = read_compared([database], tokenizer, 64, 0.25, seed=7)
+    fitted = ScalarModel(load_model(tmp_path / "sft")[0], reads_likelihood=True)
+    fit_head(fitted, training, 4096)
+    quality = measure_quality(fitted, all_that_is_scored(fitted, training, 4096), held_out, 4096)
+    assert fitted.likelihood_F is not None and quality["together"]["accuracy"] > 0.7
+    for epochs in (0, 1):
+        settings = SETTINGS.model_copy(update={"epochs": epochs, "reads_likelihood": True})
+        train_reward(settings, tmp_path / "sft", [database], 7, tmp_path / f"stage-{epochs}")
+        model, _ = load_scalar_model(tmp_path / f"stage-{epochs}" / "reward_model")
+        assert model.likelihood_F is not None
+        assert ((model.likelihood_F - fitted.likelihood_F).abs() > 1e-4).any() == bool(epochs)
+        assert torch.equal(model.trunk.head_weight(), fitted.trunk.head_weight()) == (epochs == 0)
+        assert abs(float(read_scored(model, all_that_is_scored(model, training, 4096)).mean())) < 1e-5
+
+
+def test_the_fitted_head_is_the_minimum_of_the_ranking_loss(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The bug: pairs that point at another prompt's answers, once prompts have different numbers of them."""
+    write_models(tmp_path, tokenizer)
+    training, _, _ = read_compared([write_comparisons(tmp_path / "f.db", 40)], tokenizer, 64, 0.25, seed=7)
+    for prompt in training[::2]:
+        prompt.texts, prompt.ids = prompt.texts[:2], prompt.ids[:2]
+        prompt.pairs = [pair for pair in prompt.pairs if max(pair[:2]) < 2]
+    model = ScalarModel(load_model(tmp_path / "sft", torch.float64)[0], reads_likelihood=True)
+    fit_head(model, training, 4096, ridge=1e-3)
+    assert model.likelihood_F is not None
+    weights = [model.weight_D, model.likelihood_F]
+
+    def loss() -> Tensor:
+        scores = [score(model, as_answers([prompt])) for prompt in training]
+        pairs = [ranking_loss(s, *pairs_of(p, s.device)) * len(p.pairs) for s, p in zip(scores, training, strict=True)]
+        return torch.stack(pairs).sum() / sum(len(prompt.pairs) for prompt in training)
+
+    scored = torch.cat([what_is_scored(model, as_answers([prompt])) for prompt in training])
+    deviation = scored.std(dim=0).detach().clamp_min(1e-2)
+    penalty = 1e-3 * (torch.cat([weight.flatten() for weight in weights]) * deviation).square().sum()
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss() + penalty, weights)])
+    assert float((gradient / deviation).abs().max()) < 1e-4
 
 
 def test_accuracy_counts_decided_pairs_and_its_interval_is_over_prompts() -> None:

@@ -3,7 +3,7 @@
     scorer = ScalarModel(trunk, torch.Generator().manual_seed(0))
     scores_BT = scorer(tokens_BT)
 
-Shapes: B batch, T positions, D model width.
+Shapes: B batch, T positions, D model width, F features of an answer's likelihood.
 """
 
 from __future__ import annotations
@@ -21,20 +21,28 @@ from talaria.model.transformer import Transformer
 from talaria.tokens.tokenizer import Tokenizer
 
 _HEAD = "scalar_head.safetensors"
+N_LIKELIHOOD = 5  # features of an answer's likelihood, `train/answers.py`
 
 
 class ScalarModel(nn.Module):
     """`trunk` with a linear head of one output. Its weights are drawn with deviation 1/sqrt(D + 1) (Stiennon et al.
-    2020, appendix B.1), the bias is 0. The trunk's table of output tokens takes no part."""
+    2020, appendix B.1), the bias is 0.
 
-    def __init__(self, trunk: Transformer, generator: torch.Generator | None = None) -> None:
+    With `reads_likelihood` a whole answer's score has a second part, linear in how likely the trunk's own language
+    model finds the answer (`train/answers.py`, `likelihood`), and both parts begin at 0, to be fitted. Without it the
+    trunk's table of output tokens takes no part."""
+
+    def __init__(
+        self, trunk: Transformer, generator: torch.Generator | None = None, reads_likelihood: bool = False
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         width, like = trunk.shape.d_model, trunk.embed.weight
         drawn = torch.randn(width, generator=generator, dtype=torch.float32) / math.sqrt(width + 1)
-        self.weight_D = nn.Parameter(drawn.to(like))
+        self.weight_D = nn.Parameter((drawn * (not reads_likelihood)).to(like))
         self.bias = nn.Parameter(like.new_zeros(()))
-        if not trunk.shape.tie_embeddings:
+        self.likelihood_F = nn.Parameter(like.new_zeros(N_LIKELIHOOD)) if reads_likelihood else None
+        if not trunk.shape.tie_embeddings and not reads_likelihood:
             trunk.head_weight().requires_grad_(False)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -50,18 +58,20 @@ class ScalarModel(nn.Module):
 
 def head_apart(model: ScalarModel) -> ScalarModel:
     """A model of the same trunk, in one memory, with a copy of the head that stays as it is."""
-    apart = ScalarModel(model.trunk)
+    apart = ScalarModel(model.trunk, reads_likelihood=model.likelihood_F is not None)
+    own = dict(model.named_parameters(recurse=False))
     with torch.no_grad():
-        apart.weight_D.copy_(model.weight_D)
-        apart.bias.copy_(model.bias)
-    apart.weight_D.requires_grad_(False)
-    apart.bias.requires_grad_(False)
+        for name, parameter in apart.named_parameters(recurse=False):
+            parameter.copy_(own[name])
+            parameter.requires_grad_(False)
     return apart
 
 
 def save_scalar_model(model: ScalarModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a model folder with the head beside the trunk's weights."""
     head = {"weight": model.weight_D.detach().cpu().contiguous(), "bias": model.bias.detach().cpu().reshape(1)}
+    if model.likelihood_F is not None:
+        head["likelihood"] = model.likelihood_F.detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(head, folder / _HEAD)
     save_model(model.trunk, tokenizer, folder)
@@ -72,8 +82,11 @@ def load_scalar_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple
     if not (folder / _HEAD).is_file():
         raise UserError(f"{folder}: no reward model here ({_HEAD} is missing); give the folder of one, or train it")
     trunk, tokenizer = load_model(folder, dtype)
-    model, head = ScalarModel(trunk), load_file(folder / _HEAD)
+    head = load_file(folder / _HEAD)
+    model = ScalarModel(trunk, reads_likelihood="likelihood" in head)
     with torch.no_grad():
+        if model.likelihood_F is not None:
+            model.likelihood_F.copy_(head["likelihood"])
         model.weight_D.copy_(head["weight"])
         model.bias.copy_(head["bias"][0])
     return model, tokenizer

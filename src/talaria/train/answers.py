@@ -59,12 +59,16 @@ def pad_answers(
 def answer_log_probs(model: Transformer, answers: Answers) -> tuple[Tensor, Tensor]:
     """log-probabilities (B, T) of the answer's tokens and the entropy (B, T) of the choice there, in nats, 0 elsewhere.
     The head is read at answer tokens only."""
-    hidden_BTD = model.hidden(answers.inputs_BT)
-    all_NV = torch.log_softmax(model.head(hidden_BTD[answers.mask_BT]), dim=-1)
-    chosen_N = all_NV.gather(1, answers.targets_BT[answers.mask_BT][:, None]).squeeze(1)
+    all_NV, chosen_N = _read_head(model, model.hidden(answers.inputs_BT), answers)
     with torch.no_grad():
         entropy_N = -(all_NV.exp() * all_NV).sum(dim=-1)
     return _in_place(chosen_N, answers.mask_BT), _in_place(entropy_N, answers.mask_BT)
+
+
+def _read_head(model: Transformer, hidden_BTD: Tensor, answers: Answers) -> tuple[Tensor, Tensor]:
+    """log-probabilities (N, V) at answer tokens, and of the tokens that stand there (N,)."""
+    all_NV = torch.log_softmax(model.head(hidden_BTD[answers.mask_BT]), dim=-1)
+    return all_NV, all_NV.gather(1, answers.targets_BT[answers.mask_BT][:, None]).squeeze(1)
 
 
 def _in_place(values_N: Tensor, mask_BT: Tensor) -> Tensor:
@@ -73,14 +77,54 @@ def _in_place(values_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 def end_states(trunk: Transformer, answers: Answers) -> Tensor:
     """Hidden states (B, D) at the token that ends each answer, which has read all of it."""
-    tokens_BT = torch.cat([answers.inputs_BT[:, :1], answers.targets_BT], dim=1)
-    rows_B = torch.arange(len(tokens_BT), device=tokens_BT.device)
-    return trunk.hidden(tokens_BT)[rows_B, last_places(answers.mask_BT) + 1]
+    return _at_ends(_all_states(trunk, answers), answers)
+
+
+def _all_states(trunk: Transformer, answers: Answers) -> Tensor:
+    """Hidden states (B, T + 1, D) at every token, the last one of a row included."""
+    return trunk.hidden(torch.cat([answers.inputs_BT[:, :1], answers.targets_BT], dim=1))
+
+
+def _at_ends(hidden_BTD: Tensor, answers: Answers) -> Tensor:
+    rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+    return hidden_BTD[rows_B, last_places(answers.mask_BT) + 1]
 
 
 def score(model: ScalarModel, answers: Answers) -> Tensor:
-    """The reward (B,) of whole answers: the head at the token that ends each."""
-    return model.read(end_states(model.trunk, answers))
+    """The reward (B,) of whole answers: the head at the token that ends each, and what the model makes of the answer's
+    likelihood where it reads that."""
+    return read_scored(model, what_is_scored(model, answers))
+
+
+def what_is_scored(model: ScalarModel, answers: Answers) -> Tensor:
+    """End states (B, D) of whole answers, with their likelihood behind (B, D + 5) where the model reads it."""
+    if model.likelihood_F is None:
+        return end_states(model.trunk, answers)
+    hidden_BTD = _all_states(model.trunk, answers)
+    _, chosen_N = _read_head(model.trunk, hidden_BTD[:, :-1], answers)
+    likelihood_BF = likelihood(_in_place(chosen_N, answers.mask_BT), answers.mask_BT)
+    return torch.cat([_at_ends(hidden_BTD, answers), likelihood_BF.to(hidden_BTD)], dim=1)
+
+
+def read_scored(model: ScalarModel, scored: Tensor) -> Tensor:
+    """Rewards (B,) from `what_is_scored`."""
+    width = len(model.weight_D)
+    values_B = model.read(scored[:, :width])
+    if model.likelihood_F is not None:
+        values_B = values_B + (scored[:, width:] @ model.likelihood_F).to(values_B)
+    return values_B
+
+
+def likelihood(log_probs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Features (B, 5) of answers from the log-probabilities of their tokens: the mean, the lowest, the number of tokens
+    in tens, the probability of the least likely token and that of the whole answer.
+
+    The state at the end is made to tell what follows an answer, not whether the answer agrees with what the model
+    knows; the probability of its least likely token does tell.
+    """
+    counts_B, total_B = mask_BT.sum(dim=1).to(log_probs_BT), log_probs_BT.sum(dim=1)
+    lowest_B = torch.where(mask_BT, log_probs_BT, 0.0).amin(dim=1)
+    return torch.stack([total_B / counts_B, lowest_B, counts_B / 10, lowest_B.exp(), total_B.exp()], dim=1)
 
 
 def last_places(mask_BT: Tensor) -> Tensor:
@@ -114,9 +158,12 @@ def over_pieces(compute: Callable[[Answers], Tensor], answers: Answers, rows: in
     return torch.cat([F.pad(piece, (0, 0) * (piece.dim() - 2) + (0, T - piece.shape[1])) for piece in pieces])
 
 
-def states_of(trunk: Transformer, ids: Sequence[tuple[Sequence[int], Sequence[int]]], micro_tokens: int) -> Tensor:
-    """`end_states` (N, D) of prompts with their answers, without gradients. At most `micro_tokens` tokens are read at a
-    time, padding counted, or one row; rows of similar length together."""
+@torch.no_grad()
+def over_ids(
+    compute: Callable[[Answers], Tensor], ids: Sequence[tuple[Sequence[int], Sequence[int]]], micro_tokens: int
+) -> Tensor:
+    """`compute`, which gives (B, ...), of prompts with their answers, without gradients and in their order. At most
+    `micro_tokens` tokens are read at a time, padding counted, or one row; rows of similar length together."""
     order = sorted(range(len(ids)), key=lambda place: len(ids[place][0]) + len(ids[place][1]))
     pieces: list[list[int]] = []
     for place in order:  # the newest of a piece is its longest
@@ -126,6 +173,5 @@ def states_of(trunk: Transformer, ids: Sequence[tuple[Sequence[int], Sequence[in
     read = []
     for piece in pieces:
         prompts, answers = zip(*(ids[place] for place in piece), strict=True)
-        with torch.no_grad():
-            read.append(end_states(trunk, pad_answers(prompts, answers, default_device())))
+        read.append(compute(pad_answers(prompts, answers, default_device())))
     return torch.cat(read)[torch.tensor(order).argsort().to(read[0].device)]

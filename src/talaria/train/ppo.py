@@ -51,6 +51,8 @@ from talaria.train.tuning import Tuning, micro_rows
 from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
+_PIECE_ROWS = 8  # rows of like length that go through a network together
+
 
 class Rollouts(NamedTuple):
     """Answers of the policy and what was known of them before the updates: all (B, T), 0 outside the answers."""
@@ -227,7 +229,8 @@ def update(
 
     cores = tuning.cores(len(batch.mask_BT))
     rows = micro_rows(len(batch.mask_BT), batch.mask_BT.shape[1], settings.micro_batch_tokens, cores)
-    loss = tuning.backward(loss_of, list(enumerate(in_pieces(batch, rows))), n_tokens, "") / n_tokens
+    pieces = in_pieces(batch, min(rows, _PIECE_ROWS))
+    loss = tuning.backward(loss_of, list(enumerate(pieces)), n_tokens, "") / n_tokens
     if ptx is not None:
         # Its own mean, whatever the number of answer tokens, times the coefficient (Ouyang et al. 2022, eq. 2).
         text = Batch(*(tensor.to(default_device()) for tensor in next(ptx)))

@@ -12,11 +12,12 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talaria.errors import UserError
@@ -27,10 +28,13 @@ from talaria.model.lora import add_lora, merge_lora
 from talaria.model.scalar import ScalarModel, save_scalar_model
 from talaria.run import atomic_folder, atomic_write, to_json
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.answers import Answers, encode_answer, pad_answers, score, states_of
+from talaria.train.answers import Answers, encode_answer, over_ids, pad_answers, read_scored, score, what_is_scored
+from talaria.train.checkpoint import checkpoints
 from talaria.train.policy_losses import ranking_loss
 from talaria.train.settings import RewardSettings
 from talaria.train.tuning import Tuning
+
+_PIECE_PROMPTS = 8
 
 
 @dataclass
@@ -60,12 +64,14 @@ def train_reward(
     from talaria.train.reward_quality import measure_quality
 
     trunk, tokenizer = load_model(base)
-    model = ScalarModel(trunk, torch.Generator().manual_seed(seed))
+    model = ScalarModel(trunk, torch.Generator().manual_seed(seed), settings.reads_likelihood)
     if settings.lora is not None:
         add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
     context = min(settings.context or trunk.shape.context, trunk.shape.context)
     training, held_out, dropped = read_compared(databases, tokenizer, context, settings.validation_share, seed)
     per_epoch = -(-len(training) // settings.batch_prompts)
+    if settings.reads_likelihood and not checkpoints(folder / "checkpoints"):
+        fit_head(model.to(default_device()), training, settings.micro_batch_tokens)
     tuning = Tuning(
         "reward",
         folder,
@@ -98,10 +104,10 @@ def train_reward(
 
     merge_lora(trunk)
     with tuning.products(), torch.no_grad():
-        known_ND = states_of(trunk, [ids for prompt in training for ids in prompt.ids], settings.micro_batch_tokens)
-        mean = float(model.read(known_ND).mean())
+        known_NX = all_that_is_scored(model, training, settings.micro_batch_tokens)
+        mean = float(read_scored(model, known_NX).mean())
         model.bias.sub_(mean)
-        quality = measure_quality(model, known_ND, held_out, settings.micro_batch_tokens)
+        quality = measure_quality(model, known_NX, held_out, settings.micro_batch_tokens)
     with atomic_folder(folder / "reward_model") as target:
         save_scalar_model(model, tokenizer, target)
     atomic_write(folder / "reward.json", to_json(quality))
@@ -113,6 +119,46 @@ def train_reward(
         mean_before_shift=mean,
         accuracy=quality["together"]["accuracy"],
     )
+
+
+def fit_head(model: ScalarModel, training: Sequence[Compared], micro_tokens: int, ridge: float = 1e-2) -> None:
+    """Set head and weights of the likelihood to those that tell most of the trunk as it is: the ranking loss of all
+    pairs with a penalty of `ridge` on their squares. Fine-tuning from a head that knows nothing would first bend the
+    trunk towards it (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features")."""
+    assert model.likelihood_F is not None
+    features_NF = all_that_is_scored(model, training, micro_tokens).double()
+    starts = list(accumulate((len(prompt.texts) for prompt in training), initial=0))[:-1]
+    pairs = [
+        (start + i, start + j, share)
+        for start, prompt in zip(starts, training, strict=True)
+        for i, j, share in prompt.pairs
+    ]
+    first_P, second_P = torch.tensor([(i, j) for i, j, _ in pairs], device=features_NF.device).unbind(dim=1)
+    share_P = torch.tensor([share for _, _, share in pairs], dtype=torch.float64, device=features_NF.device)
+    # What hardly differs among all answers tells nothing: no large weights for it.
+    scale_F = features_NF.std(dim=0).clamp_min(1e-2)
+    difference_PF = (features_NF[first_P] - features_NF[second_P]) / scale_F
+    weight_F = difference_PF.new_zeros(difference_PF.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight_F], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        total = F.binary_cross_entropy_with_logits(difference_PF @ weight_F, share_P)
+        total = total + ridge * weight_F.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    solver.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        found_F, width = weight_F / scale_F, len(model.weight_D)
+        model.weight_D.copy_(found_F[:width])
+        model.likelihood_F.copy_(found_F[width:])
+
+
+def all_that_is_scored(model: ScalarModel, prompts: Sequence[Compared], micro_tokens: int) -> Tensor:
+    """`what_is_scored` (N, D or more) of all answers of all prompts, in order, without gradients."""
+    ids = [pair for prompt in prompts for pair in prompt.ids]
+    return over_ids(lambda answers: what_is_scored(model, answers), ids, micro_tokens)
 
 
 def read_compared(
@@ -206,9 +252,9 @@ def as_answers(prompts: Sequence[Compared]) -> Answers:
 
 
 def as_micro_batches(prompts: list[Compared], micro_tokens: int, cores: int) -> list[list[Compared]]:
-    """Whole prompts together, at least one micro-batch for each core, bounded in tokens with their padding. Prompts of
-    similar length are neighbours, so that there is little of it."""
-    most = -(-len(prompts) // max(1, cores))
+    """Whole prompts together, at most `_PIECE_PROMPTS`, at least one micro-batch for each core, bounded in tokens with
+    their padding. Prompts of similar length are neighbours, so that there is little of it."""
+    most = min(_PIECE_PROMPTS, -(-len(prompts) // max(1, cores)))
     pieces: list[list[Compared]] = []
     for prompt in sorted(prompts, key=_longest):  # the newest of a piece is its longest
         if pieces and len(pieces[-1]) < most:

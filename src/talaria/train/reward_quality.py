@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from talaria.model.scalar import ScalarModel
-from talaria.train.answers import states_of
+from talaria.train.answers import over_ids, read_scored, what_is_scored
 
 if TYPE_CHECKING:
     from talaria.train.reward import Compared
@@ -24,12 +24,16 @@ _BINS = 10
 
 
 def measure_quality(
-    model: ScalarModel, known_ND: Tensor, held_out: Sequence[Compared], micro_tokens: int
+    model: ScalarModel, known_NX: Tensor, held_out: Sequence[Compared], micro_tokens: int
 ) -> dict[str, Any]:
-    """Everything above as a JSON value. `known_ND`: the states that are scored of the training answers; the model reads
-    at most `micro_tokens` tokens at a time."""
-    own_ND = states_of(model.trunk, [ids for prompt in held_out for ids in prompt.ids], micro_tokens)
-    scores = model.read(own_ND).detach().double().cpu().numpy()
+    """Everything above as a JSON value. `known_NX`: what is scored of the training answers; the model reads at most
+    `micro_tokens` tokens at a time."""
+
+    def seen(ids: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        return over_ids(lambda answers: what_is_scored(model, answers), ids, micro_tokens)
+
+    own_NX, width = seen([ids for prompt in held_out for ids in prompt.ids]), len(model.weight_D)
+    scores = read_scored(model, own_NX).detach().double().cpu().numpy()
     rows, start = [], 0
     for number, prompt in enumerate(held_out):
         for i, j, share in prompt.pairs:
@@ -41,8 +45,8 @@ def measure_quality(
     result["by_margin"] = _by_margin(rows)
     result["calibration"] = _calibration(rows)
     strange = _strange(held_out, max(len(asked) + len(answer) for prompt in held_out for asked, answer in prompt.ids))
-    strange_ND = states_of(model.trunk, strange, micro_tokens) if strange else None
-    result["out_of_distribution"] = _out_of_distribution(known_ND, own_ND, strange_ND)
+    strange_ND = seen(strange)[:, :width] if strange else None
+    result["out_of_distribution"] = _out_of_distribution(known_NX[:, :width], own_NX[:, :width], strange_ND)
     return result
 
 

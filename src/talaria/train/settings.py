@@ -91,6 +91,8 @@ class SftSettings(Settings):
     validate_every_steps: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     """Stop after this many validations without a better loss; the best checkpoint is kept either way."""
+    keep_validated: bool = False
+    """Keep the model of every validation, as validated/step-000123/, to choose among them by something else."""
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
 
@@ -104,7 +106,10 @@ class RewardSettings(Settings):
     context: int | None = Field(default=None, gt=0)
     """Most tokens of a prompt with an answer; absent, the model's context. Longer answers are left out, with their
     pairs."""
-    epochs: int = Field(default=1, ge=1)
+    reads_likelihood: bool = False
+    """Whether the score is also made of how likely the model itself finds the answer and of its length; the whole head
+    is then fitted to the comparisons before anything else is trained."""
+    epochs: int = Field(default=1, ge=0)
     batch_prompts: int = Field(default=32, gt=0)
     micro_batch_tokens: int = Field(default=16_384, gt=0)
     lora: LoraSettings | None = None

@@ -95,6 +95,9 @@ def sft(
     def validate() -> None:
         """Score the held-out conversations; keep the model if it is the best so far."""
         loss = session.validation_loss(ConversationBatches(validation, plan.micro_rows, shuffle=False, epochs=1))
+        if settings.keep_validated and rank == 0:
+            with atomic_folder(folder / "validated" / f"step-{session.step:06d}") as target:
+                save_model(merged_copy(model), tokenizer, target)
         best = session.memory.get("best_loss")
         if best is not None and not loss < best:
             session.memory["worse_in_a_row"] += 1
