@@ -20,7 +20,17 @@ from talaria.model.transformer import Transformer
 from talaria.run import read_metrics, sha256
 from talaria.tokens.batches import Batch
 from talaria.tokens.tokenizer import CHAT_TEMPLATE, Tokenizer
-from talaria.train.answers import Answers, answer_log_probs, encode_answer, last_places, pad_answers, score
+from talaria.train.answers import (
+    Answers,
+    answer_log_probs,
+    encode_answer,
+    in_pieces,
+    last_places,
+    over_pieces,
+    pad_answers,
+    score,
+    shortest_first,
+)
 from talaria.train.policy_losses import advantages
 from talaria.train.ppo import Told, assess, draw_prompts, ppo, read_prompts, reward_of, sample, update
 from talaria.train.settings import LoraSettings, OptimizerSettings, PpoSettings
@@ -185,6 +195,18 @@ def test_padding_is_in_neither_log_probabilities_nor_entropy_nor_kl(tokenizer: T
         probs = policy(alone.inputs_BT)[0].softmax(-1)
         by_hand = -(probs * probs.log()).sum(-1)[alone.mask_BT[0]].sum()
         assert float(own_entropy.sum()) == pytest.approx(float(by_hand), abs=1e-9)
+
+
+def test_a_piece_of_the_rows_is_as_wide_as_its_longest_and_stands_where_it_stood(tokenizer: Tokenizer) -> None:
+    policy = tiny_policy(tokenizer)
+    prompts, told = [[5] * n for n in (9, 2, 4, 1)], [[7] * n for n in (20, 3, 1, 2)]
+    order = shortest_first(prompts, told)
+    assert order == [3, 1, 2, 0]
+    answers = pad_answers([prompts[row] for row in order], [told[row] for row in order])
+    assert [piece.inputs_BT.shape for piece in in_pieces(answers, 2)] == [(2, 4), (2, 28)]
+    whole = torch.stack(answer_log_probs(policy, answers), dim=-1).detach()
+    cut = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, 2)
+    assert cut.shape == whole.shape and torch.allclose(cut, whole, atol=1e-5, rtol=0)
 
 
 def test_advantages_are_those_of_rewards_with_a_kl_price_and_a_score_at_the_end(
