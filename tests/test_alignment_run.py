@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,17 +146,6 @@ def test_a_world_too_small_for_its_comparisons_is_told_before_training(
     check_sources(recipe, origin, "sft")
 
 
-def test_without_the_databases_library_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.startswith("talaria.feedback.")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    origin = Path("recipes/aligned.toml")
-    recipe = read_recipe(origin, [f"run.folder={tmp_path}"])
-    check_sources(recipe, origin, "sft")
-    with pytest.raises(UserError, match="feedback needs SQLAlchemy; install it with"):
-        check_sources(recipe, origin, None)
-
-
 def test_an_answer_that_leaves_its_prompt_no_room_is_told_before_training(recipe: Path) -> None:
     with pytest.raises(UsageError, match=r"ppo.max_tokens is 256, which leaves a prompt no room"):
         read_recipe(Path("recipes/aligned.toml"), ["ppo.max_tokens=256"])
@@ -176,7 +164,7 @@ def test_a_password_in_a_databases_url_is_in_no_file_of_the_run(
 ) -> None:
     """And a database behind a URL is read again once there are other choices in it."""
     url = "postgresql://me:se:c/ret@server/choices"
-    monkeypatch.setattr("talaria.pipeline._choices_sha256", lambda given: f"choices in {len(given)}")
+    monkeypatch.setattr("talaria.alignment._choices_sha256", lambda given: f"choices in {len(given)}")
     monkeypatch.setattr("sys.argv", ["talaria", "reward", f"reward.feedback=[{url}]", "x?password=se:c/ret"])
     recipe = read_recipe(Path("recipes/aligned.toml"), [f"run.folder={tmp_path}", f"reward.feedback=[{url}]"])
     [stage] = [made for made in stages(recipe) if made.name == "reward"]

@@ -54,10 +54,8 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
 
 
 def _check_alignment(recipe: Recipe, until: str | None) -> None:
-    """The database's library, enough questions in the world, and room for answers in the context of a given model."""
+    """Enough questions in the world, and room for answers in the context of a given model."""
     coming = [name for name in TUNED if getattr(recipe, name) is not None and _comes(name, until)]
-    if {"comparisons", "reward", "dpo"} & set(coming):
-        import talaria.feedback.schema  # noqa: F401 - raises UserError where SQLAlchemy is missing
     if "comparisons" in coming and not is_finished(run_path(recipe) / "comparisons"):
         _world_items(recipe)
     if recipe.sft is not None and recipe.sft.base is not None and coming:
