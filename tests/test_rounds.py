@@ -250,3 +250,40 @@ def test_rounds_without_what_they_repeat_are_refused(text: str, message: str, tm
     (tmp_path / "r.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
         read_recipe(tmp_path / "r.toml", [])
+
+
+def stages_of(*overrides: str) -> dict[str, Any]:
+    from talaria.alignment import alignment_stages
+    from talaria.recipe import read_recipe
+
+    recipe = read_recipe(Path("recipes/aligned.toml"), list(overrides))
+    return {stage.name: stage for stage in alignment_stages(recipe, Path("runs/aligned"))}
+
+
+def test_more_rounds_leave_the_finished_ones_as_they_are() -> None:
+    two, three = stages_of("rounds.number=2"), stages_of("rounds.number=3")
+    assert list(two) == [
+        "comparisons", "reward", "ppo", "round-1", "comparisons-2", "reward-2", "ppo-2", "round-2",
+    ]  # fmt: skip
+    assert list(three) == [*two, "comparisons-3", "reward-3", "ppo-3", "round-3"]
+    assert all((two[name].settings, two[name].inputs) == (three[name].settings, three[name].inputs) for name in two)
+    plain = stages_of()
+    assert all((two[name].settings, two[name].inputs) == (plain[name].settings, plain[name].inputs) for name in plain)
+    seeds = [three[name].settings.seed for name in ("comparisons", "comparisons-2", "comparisons-3")]
+    assert len(set(seeds)) == 3, "other questions and other errors in each round"
+    assert sorted(path.parent.name for path in three["reward-3"].inputs.values()) == [
+        "comparisons", "comparisons-2", "comparisons-3", "sft",
+    ]  # fmt: skip
+    assert three["ppo-3"].inputs["start"] == Path("runs/aligned/ppo-2/model")
+    assert three["ppo-3"].inputs["base"] == Path("runs/aligned/sft/model")
+
+
+def test_the_twin_without_pretraining_text_is_the_same_policy_but_for_that() -> None:
+    twins = stages_of("ppo.ptx_coefficient=2", "ppo.also_without_ptx=true")
+    alone = stages_of("ppo.ptx_coefficient=2")
+    assert list(twins) == [*alone, "ppo-without-ptx"]
+    assert twins["ppo"].settings == alone["ppo"].settings, "asking for the twin does not train the policy again"
+    own, twin = twins["ppo"], twins["ppo-without-ptx"]
+    assert twin.settings.ppo == own.settings.ppo.model_copy(update={"ptx_coefficient": 0.0})
+    assert own.inputs.keys() - twin.inputs.keys() == {"replay"}
+    assert "ppo-without-ptx" not in stages_of("ppo.also_without_ptx=true"), "there is nothing to leave out"
