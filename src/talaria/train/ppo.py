@@ -85,6 +85,7 @@ def ppo(
     reference = load_model(base)[0].to(default_device()).requires_grad_(False)
     rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
     value = load_scalar_model(reward)[0]
+    value.forget_likelihood()
     if settings.lora is not None:
         for number, trunk in enumerate((policy, value.trunk)):
             add_lora(trunk, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed + number))
