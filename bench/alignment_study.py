@@ -241,7 +241,7 @@ def measure(at: Path, name: str, seed: int, folder: Path) -> None:
     number = sum(ord(letter) << (8 * place) for place, letter in enumerate(name))
     answers = _answers(engine, items, 1, row_seed(seed, number % (1 << 30)))
     prompts = [engine.chat_prompt(item["messages"]) for item in items]
-    rows = pad_answers([list(prompt.ids) for prompt in prompts], [answer.token_ids for answer in answers])
+    rows = pad_answers(prompts, [answer.token_ids for answer in answers])
     ratio = over_pieces(lambda piece: answer_log_probs(model, piece)[0], rows, 32)
     ratio -= over_pieces(lambda piece: answer_log_probs(base, piece)[0], rows, 32)
     rewards = reward_of(rewarder, tokenizer, items, answers, -1.0, 32)

@@ -15,7 +15,7 @@ from talaria.infer.contract import Completion
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
 from talaria.model.lora import add_lora
-from talaria.model.scalar import ScalarModel, head_apart, load_scalar_model
+from talaria.model.scalar import ScalarModel, head_apart, load_scalar_model, save_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.run import read_metrics, sha256
 from talaria.tokens.batches import Batch
@@ -405,6 +405,30 @@ def test_the_reward_rises_when_it_can(models: tuple[Path, Path], tmp_path: Path)
     ppo(settings, base, reward, [write_prompts(tmp_path / "prompts.jsonl")], None, 7, tmp_path / "ppo")
     rewards = [row["reward"] for row in read_metrics(tmp_path / "ppo" / "metrics.jsonl")]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+
+
+def test_the_value_network_of_a_reward_that_reads_likelihood_begins_at_zero_and_learns_on_every_core(
+    models: tuple[Path, Path], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The bugs: values that begin as a part of the reward's head, far from any reward; weights of a likelihood that no
+    value reads, for which a core finds no gradient and the stage ends."""
+    rewarder = ScalarModel(load_model(models[0])[0], reads_likelihood=True)
+    assert rewarder.likelihood_F is not None
+    with torch.no_grad():
+        rewarder.weight_D.normal_(std=3, generator=torch.Generator().manual_seed(0))
+        rewarder.likelihood_F.fill_(0.2)
+        rewarder.bias.fill_(40)
+    save_scalar_model(rewarder, tokenizer, tmp_path / "reward")
+    settings = SETTINGS.model_copy(update={"steps": 1})
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        prompts = [write_prompts(tmp_path / "prompts.jsonl")]
+        ppo(settings, models[0], tmp_path / "reward", prompts, None, 7, tmp_path / "stage")
+    finally:
+        torch.set_num_threads(before)
+    [row] = read_metrics(tmp_path / "stage" / "metrics.jsonl")
+    assert row["explained_variance"] == pytest.approx(0, abs=0.05) and row["reward"] > 10
 
 
 def test_an_adaptive_coefficient_follows_its_target(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def ppo(
         reference = load_model(base)[0].to(default_device()).requires_grad_(False)
     else:  # The fine-tuned model is the policy without its LoRA.
         reference = policy
+    value.forget_likelihood()
     rate = settings.optimizer.learning_rate or 1e-4
     tuning = Tuning(
         "ppo",
