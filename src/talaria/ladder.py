@@ -3,10 +3,10 @@
     talaria ladder RECIPE          # trains the rungs in the run's folder, fits, predicts; again after `talaria run`:
     was it right?
 
-Ten rungs, five sizes with two seeds each, of an eighth of the recipe's compute down to a hundredth; each is a stage
-like any other, so that what is finished is kept and what was killed resumes. All lie on one ray through the recipe's
-own run, along which everything grows in proportion, and a power law with a floor goes through their held-out losses
-(`scaling/ray.py`).
+Ten rungs (eight where the recipe is narrow), five sizes with two seeds each, of an eighth of the recipe's compute down
+to a hundredth; each is a stage like any other, so that what is finished is kept and what was killed resumes. All lie on
+one ray through the recipe's own run, along which everything grows in proportion, and a power law with a floor goes
+through their held-out losses (`scaling/ray.py`).
 
 The rule, for a rung of s times the recipe's parameters without embeddings and c times its compute:
 
@@ -15,7 +15,8 @@ The rule, for a rung of s times the recipe's parameters without embeddings and c
 - tokens go as s, and so does the share of the text that is seen at all: tokens a parameter and epochs are the
   recipe's;
 - batch goes as c^0.3271 (Bi et al. 2024, section 3.1);
-RULE
+- the rates of AdamW and of Muon's matrices go as c^-0.125 (the same), on the ray one over the root of the width;
+- weight decay goes so that rate x decay x steps stays (Wang and Aitchison 2024);
 - warm-up and decay are shares of the steps, as everywhere; context, schedule and held-out text are the recipe's.
 """
 

@@ -42,7 +42,7 @@ glibc = pytest.mark.skipif(
 
 @glibc
 def test_what_was_freed_before_training_is_given_back() -> None:
-    """The bug: a tokenizer is made, its 200 MB stay with the process, and training takes as much more as planned."""
+    """The bug: what making a tokenizer freed stays with the process, and training takes as much more as planned."""
     ran = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     assert int(ran.stdout) > 100e6
 

@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
     By default glibc gives large blocks back as they are freed, and every tensor of a step is taken anew from the
     system, which clears it page by page: of a small model's step, a tenth. What was freed before goes back first:
-    making a tokenizer leaves hundreds of megabytes, which a plan of the training cannot know of.
+    making a tokenizer leaves a hundred megabytes, which a plan of the training cannot know of.
     """
     if sys.platform != "linux":
         return
