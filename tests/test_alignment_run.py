@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_alignment import tiny_policy, tiny_tokenizer
 
-from talaria.errors import UserError
+from talaria.errors import UsageError, UserError
 from talaria.feedback.store import FeedbackStore
 from talaria.infer.load import find_model
 from talaria.model.checkpoint import save_model
@@ -111,6 +111,11 @@ def test_what_a_server_wrote_lately_is_in_the_hash_of_its_database(tmp_path: Pat
     _settle(database)
     assert sha256(database) != before
     store.close()
+
+
+def test_a_reward_model_that_nothing_would_teach_is_refused() -> None:
+    with pytest.raises(UsageError, match="leaves a head of chance"):
+        read_recipe(Path("recipes/aligned.toml"), ["reward.reads_likelihood=false"])
 
 
 def test_ones_own_prompts_and_comparisons_take_the_place_of_the_worlds(tmp_path: Path) -> None:

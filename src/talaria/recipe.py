@@ -146,6 +146,8 @@ def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
     for name, policy in (("grpo", recipe.grpo), ("ppo", recipe.ppo)):
         if policy is not None and not policy.prompts and recipe.comparisons is None:
             yield f"[{name}] has no prompts; give {name}.prompts=[FILE.jsonl], or add [comparisons]"
+    if recipe.reward is not None and recipe.reward.epochs == 0 and not recipe.reward.reads_likelihood:
+        yield "reward.epochs = 0 leaves a head of chance; set it to 1 or more, or reward.reads_likelihood = true"
     if recipe.ppo is not None and recipe.ppo.minibatches > recipe.ppo.rollouts:
         yield f"ppo.minibatches is {recipe.ppo.minibatches}, more than ppo.rollouts; lower it"
     if recipe.ppo is not None and recipe.reward is None:
