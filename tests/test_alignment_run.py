@@ -116,6 +116,11 @@ def test_what_a_server_wrote_lately_is_in_the_hash_of_its_database(tmp_path: Pat
     store.close()
 
 
+def test_a_reward_model_that_nothing_would_teach_is_refused() -> None:
+    with pytest.raises(UsageError, match="leaves a head of chance"):
+        read_recipe(Path("recipes/aligned.toml"), ["reward.reads_likelihood=false"])
+
+
 def test_ones_own_prompts_and_comparisons_take_the_place_of_the_worlds(tmp_path: Path) -> None:
     recipe = read_recipe(Path("recipes/aligned.toml"), [])
     assert _prompts([], recipe, tmp_path)[0] == [tmp_path / "comparisons" / "policy_prompts.jsonl"]

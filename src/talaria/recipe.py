@@ -159,6 +159,8 @@ def _alignment_misfits(recipe: Recipe) -> Iterator[str]:
                 f"{name}.max_tokens is {policy.max_tokens}, which leaves a prompt no room in model.context = "
                 f"{recipe.model.context}; lower it"
             )
+    if recipe.reward is not None and recipe.reward.epochs == 0 and not recipe.reward.reads_likelihood:
+        yield "reward.epochs = 0 leaves a head of chance; set it to 1 or more, or reward.reads_likelihood = true"
     if recipe.ppo is not None and recipe.ppo.minibatches > recipe.ppo.rollouts:
         yield f"ppo.minibatches is {recipe.ppo.minibatches}, more than ppo.rollouts; lower it"
     if recipe.rounds is not None and recipe.ppo is None:
