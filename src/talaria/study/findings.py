@@ -101,7 +101,7 @@ def _beats_chance(rows: Sequence[ResultRow]) -> bool:
         return False
     task, worked = rows[0].task, rows[0].strategy == "worked"
     states = (int(task[0]) if task.endswith("-step") else 2) if worked else 1
-    return wilson_interval(sum(row.score * row.n for row in rows), n)[0] > len(STATES) ** -states
+    return wilson_interval(sum(row.score * row.n for row in rows), n)[0] > (1 / len(STATES)) ** states
 
 
 def _powers(rows: Sequence[ResultRow], of_whole: Sequence[Point]) -> list[dict[str, Any]]:
