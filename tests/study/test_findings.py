@@ -17,7 +17,7 @@ from talaria.study.stopping import stopped_early
 from talaria.study.tables import tables_of
 from talaria.world.symbols import TASKS, can_be_worked
 
-SIZES = [2**k * 10_000 for k in range(7)]
+SIZES = [3**k * 10_000 for k in range(7)]
 TOKENS = [2**k * 20_000 for k in range(6)]
 SEEDS = (0, 1, 2)
 Skill = Callable[[float, float, float], float]
@@ -80,6 +80,8 @@ def test_p_to_the_n_is_found_and_is_no_jump(smooth: dict) -> None:
         assert one["kind"] != "sudden", name
     assert smooth["curves"]["params"]["fact"]["kind"] == "steady"
     assert smooth["curves"]["params"]["6-step direct"]["kind"] == "flat"
+    assert smooth["curves"]["params"]["fact"]["beats_chance"]
+    assert not smooth["curves"]["params"]["6-step direct"]["beats_chance"]
     assert any(sentence.startswith("Sudden, over size: none") for sentence in headline(smooth))
 
 
@@ -89,6 +91,13 @@ def test_a_break_in_every_metric_is_sudden() -> None:
     assert over_size["4-step worked"]["kind"] == "sudden" and over_size["4-step direct"]["kind"] == "flat"
     told = headline({"curves": {"params": over_size, "tokens": {}}})
     assert told[1] == "Sudden, over size: 4-step worked; over training: none."
+
+
+def test_what_rises_to_a_guess_is_not_called_growth() -> None:
+    one = {"kind": "steady", "exact_curve": "steady", "beats_chance": False}
+    told = headline({"curves": {"params": {"fact": one | {"beats_chance": True}}, "tokens": {"6-step direct": one}}})
+    assert told[0] == "Steady, over size: fact; over training: none."
+    assert "Rising, but to no better than a guess: 6-step direct." in told
 
 
 def test_what_code_gives_has_its_size_and_sign(smooth: dict) -> None:
@@ -107,9 +116,9 @@ def test_equal_loss_tells_apart_what_hangs_on_the_loss_and_what_on_size() -> Non
         whole = [point for point in points if point.corpus == "whole"]
         at_loss, at_compute = stopped_early(whole, ["fact"])
         assert low < at_loss.differences["fact"].mean < high
-        # Two rungs up, four times the parameters: at equal compute the large one has had a quarter of the tokens.
+        # Two rungs up is nine times the parameters: equal compute lies between two checkpoints.
         assert at_compute.compute.mean == pytest.approx(1.0, rel=1e-6)
-        assert at_loss.compute.mean == pytest.approx(4 / 2**3, rel=1e-6)  # a loss lower by 0.3 is worth three doublings
+        assert at_loss.compute.mean == pytest.approx(9 / 2**3, rel=1e-6)  # a loss lower by 0.3 is worth three doublings
 
 
 def test_what_is_made_of_others_needs_them_and_is_told_by_their_product() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from talaria.report.results import ResultRow
+from talaria.report.results import ResultRow, wilson_interval
 from talaria.scaling.all_or_nothing import steps_between
 from talaria.scaling.emergence import Score, judge
 from talaria.study.arm import LOSS_TASK
@@ -24,7 +24,7 @@ from talaria.study.points import Interval, Point, last_points, over_seeds, point
 from talaria.study.prerequisites import compositions, edges
 from talaria.study.settings import StudySettings
 from talaria.study.stopping import stopped_early
-from talaria.world.symbols import COMPOSED, MOST_STEPS
+from talaria.world.symbols import COMPOSED, MOST_STEPS, STATES
 
 KINDS_SOUGHT = ("steady", "sudden", "U-shaped", "inverse")
 _METRICS = ("exact_match", "answer_log_prob")
@@ -60,8 +60,8 @@ def curves_over(rows: Sequence[ResultRow], scale: str) -> dict[str, dict[str, An
     with every metric."""
     of_whole = [row for row in rows if row.model.startswith("whole-") and row.task != LOSS_TASK]
     if scale == "params":
-        end = max(row.tokens or 0 for row in of_whole)
-        kept = [row for row in of_whole if row.tokens == end]
+        last = max(row.tokens or 0 for row in of_whole)
+        kept = [row for row in of_whole if row.tokens == last]
     else:
         largest = max(row.params or 0 for row in of_whole)
         kept = [row for row in of_whole if row.params == largest]
@@ -69,12 +69,17 @@ def curves_over(rows: Sequence[ResultRow], scale: str) -> dict[str, dict[str, An
         Score(float(getattr(row, scale)), question(row.task, row.strategy), row.metric, row.score, row.stderr, row.n)
         for row in kept
     ]
+    end = max(score.scale for score in scores)
     alone = {verdict.task: verdict for verdict in judge(score for score in scores if score.metric == "exact_match")}
     told = {}
     for verdict in judge(scores):
         exact = alone[verdict.task]
         metric = exact.metrics[0]
+        rows_at_end = [row for row in kept if float(getattr(row, scale)) == end and row.metric == "exact_match"]
         told[verdict.task] = {
+            "beats_chance": _beats_chance(
+                [row for row in rows_at_end if question(row.task, row.strategy) == verdict.task]
+            ),
             "exact_alone": exact.kind,
             "exact_curve": metric.curve.kind,
             "kind": verdict.kind,
@@ -86,6 +91,17 @@ def curves_over(rows: Sequence[ResultRow], scale: str) -> dict[str, dict[str, An
             else {"n": metric.steps.steps, "low": metric.steps.low, "high": metric.steps.high, "p": metric.steps.p_fit},
         }
     return told
+
+
+def _beats_chance(rows: Sequence[ResultRow]) -> bool:
+    """Whether the seeds' pooled exact match lies above guessing every state of the answer, by its Wilson interval. A
+    model that has only learned that states follow guesses so, and every smooth metric rises on the way."""
+    n = sum(row.n for row in rows)
+    if not n:
+        return False
+    task, worked = rows[0].task, rows[0].strategy == "worked"
+    states = (int(task[0]) if task.endswith("-step") else 2) if worked else 1
+    return wilson_interval(sum(row.score * row.n for row in rows), n)[0] > (1 / len(STATES)) ** states
 
 
 def _powers(rows: Sequence[ResultRow], of_whole: Sequence[Point]) -> list[dict[str, Any]]:

@@ -14,9 +14,10 @@ from talaria.report.style import STYLE
 from talaria.run import atomic_write
 from talaria.study.findings import KINDS_SOUGHT
 from talaria.study.points import Point, last_points, question
-from talaria.study.tables import Table, appeared, tables_of
+from talaria.study.tables import Table, appeared, at_chance, tables_of
 from talaria.world.symbols import MOST_STEPS
 
+_LEGENDS = ".legend { flex-wrap: wrap; gap: 2px 12px; } .key { white-space: nowrap; }"
 _STEPS = [f"{k}-step" for k in range(1, MOST_STEPS + 1)]
 
 
@@ -39,6 +40,8 @@ def headline(record: Mapping[str, Any]) -> list[str]:
             for scale, name in (("params", "size"), ("tokens", "training"))
         ]
         told.append(f"{kind.capitalize()}, {'; '.join(words)}.")
+    if guessed := [name for scale in ("params", "tokens") for name in at_chance(record, scale)]:
+        told.append(f"Rising, but to no better than a guess: {', '.join(dict.fromkeys(guessed))}.")
     curves = record["curves"]["params"].items()
     if false := [name for name, one in curves if one["exact_curve"] == "sudden" and one["kind"] != "sudden"]:
         told.append(f"Sudden in exact match over size and not in the smooth metrics: {', '.join(false)}.")
@@ -83,7 +86,7 @@ def _html(record: Mapping[str, Any], points: Sequence[Point], tables: Sequence[T
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Study of curves</title><style>{STYLE}</style></head>"
+        f"<title>Study of curves</title><style>{STYLE}{_LEGENDS}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
 

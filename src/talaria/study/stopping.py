@@ -7,6 +7,7 @@ large model's scores are read off straight lines over the log of its tokens.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ def stopped_early(points: Sequence[Point], asked: Sequence[str], metric: str = "
                 tokens = _tokens_at(of_seed[large], end, at)
                 if tokens is None:
                     continue
-                spent.append(_read(of_seed[large], tokens, [one.flops for one in of_seed[large]]) / end.flops)
+                flops = [math.log(one.flops) for one in of_seed[large]]
+                spent.append(math.exp(_read(of_seed[large], tokens, flops)) / end.flops)
                 for name in asked:
                     curve = [one.scores[name][metric] for one in of_seed[large]]
                     of_pairs[name].append(_read(of_seed[large], tokens, curve) - end.scores[name][metric])

@@ -56,8 +56,16 @@ def spread(one: Mapping[str, Any] | None, digits: int = 2) -> str:
 
 
 def appeared(record: Mapping[str, Any], scale: str, kind: str) -> list[str]:
-    """Questions whose curve over `scale` is of this kind."""
-    return [name for name, one in record["curves"][scale].items() if one["kind"] == kind]
+    """Questions whose curve over `scale` is of this kind; what rises to chance and no further is none."""
+    rises = kind in ("steady", "sudden")
+    found = record["curves"][scale].items()
+    return [name for name, one in found if one["kind"] == kind and (one["beats_chance"] or not rises)]
+
+
+def at_chance(record: Mapping[str, Any], scale: str) -> list[str]:
+    """Questions that rise, but end no better than a guess."""
+    found = record["curves"][scale].items()
+    return [name for name, one in found if one["kind"] in ("steady", "sudden") and not one["beats_chance"]]
 
 
 def _kinds(record: Mapping[str, Any]) -> Table:
@@ -66,6 +74,9 @@ def _kinds(record: Mapping[str, Any]) -> Table:
         found = [", ".join(appeared(record, scale, kind)) or "none" for scale in ("params", "tokens")]
         jumps = [name for name, one in record["curves"]["params"].items() if one["exact_curve"] == kind]
         rows.append((kind, ", ".join(jumps) or "none", *found))
+    rows.append(
+        ("rises to chance", "", *(", ".join(at_chance(record, scale)) or "none" for scale in ("params", "tokens")))
+    )
     note = (
         "What each question's curve is: of exact match by itself, over size, as if that told of the model; and the "
         "verdict of all metrics, over size at the last checkpoint, and over the training of the largest size."
