@@ -217,7 +217,8 @@ def _measured(name: str, at: Path, seed: int) -> Stage:
 
 
 def choose_checkpoint(world: WorldSettings, checkpoints: Path, seed: int, folder: Path) -> None:
-    """The checkpoint with the most right and polite answers at temperature 1 to questions that no arm asks."""
+    """The checkpoint with the most right and polite answers at temperature 1 to a draw of questions of its own; some
+    of them are asked by arms as well."""
     items = practice_items(world, CHECKPOINT_ITEMS, row_seed(seed, ROUNDS))
     found = sorted(path for path in checkpoints.iterdir() if path.name != "step-000000")
     scores = {}

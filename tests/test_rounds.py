@@ -218,16 +218,16 @@ def test_without_a_world_a_round_waits_for_people_and_goes_on(base: Path, tmp_pa
     judge_more(store, "ppo", 9)
     with pytest.raises(UserError, match="9 rankings with answers of ppo"):
         run_recipe(recipe, [], until="rounds")
-    judge_more(store, "ppo", 1)
-    run_recipe(recipe, [], until="rounds")
+    # Asking for less makes no finished round anew.
+    run_recipe(recipe, ["rounds.wanted=9"], until="rounds")
     assert {path: path.read_bytes() for path in first} == first, "what people did since changes no finished round"
     told = read_json(run / "round-2" / "round.json")
-    assert (told["new_comparisons"], told["comparisons_so_far"]) == (22, 62)
+    assert (told["new_comparisons"], told["comparisons_so_far"]) == (21, 61)
     assert told["comparisons"][0].get("by_the_judge") is None and told["comparisons"][0]["changed"]["answers"] == 8
     assert told["models"]["ppo-2"]["kl"] is not None
     judge_more(store, "ppo-2", 3)
     done = {path: path.read_bytes() for path in run.glob("*/done.json")}
-    run_recipe(recipe, [], until="rounds")
+    run_recipe(recipe, ["rounds.wanted=9"], until="rounds")
     assert {path: path.read_bytes() for path in run.glob("*/done.json")} == done
     assert verify(run) == []
     assert "step by step" in write_report(run).read_text()
@@ -252,11 +252,51 @@ def test_rounds_without_what_they_repeat_are_refused(text: str, message: str, tm
         read_recipe(tmp_path / "r.toml", [])
 
 
-def stages_of(*overrides: str) -> dict[str, Any]:
+def test_dpo_reads_its_own_choices_where_rounds_freeze_those_of_the_reward_model(tmp_path: Path) -> None:
+    """The bug: databases named for [dpo], and another one read without a word."""
+    path = tmp_path / "r.toml"
+    path.write_text(
+        "[sft]\nbase = 'x'\nconversations = ['y']\n[reward]\nfeedback = ['a.db']\n[ppo]\nprompts = ['p']\n[rounds]\n"
+        "[dpo]\nfeedback = ['b.db']\n"
+    )
+    assert "feedback b.db" in stages_of(path=path)["dpo"].inputs
+    shared = stages_of("dpo.feedback=[a.db]", path=path)["dpo"]
+    assert "comparisons" in shared.parents and "feedback a.db" not in shared.inputs
+
+
+def test_a_round_that_waits_shows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from talaria.feedback import snapshot
+
+    monkeypatch.setattr(snapshot, "_choices", lambda store: [])
+    with pytest.raises(UserError) as caught:
+        snapshot.freeze_choices(["postgresql://me:secret@host/db?sslpassword=hidden"], None, 3, "go on", tmp_path)
+    assert (
+        "me:***@host" in str(caught.value) and "secret" not in str(caught.value) and "hidden" not in str(caught.value)
+    )
+
+
+def test_a_world_too_small_for_a_later_round_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from talaria.errors import UsageError
+    from talaria.preflight import check_sources
+    from talaria.recipe import read_recipe
+
+    def practice_items(world: Any, count: int, seed: int) -> list[dict[str, Any]]:
+        if count > 3600:
+            raise ValueError(f"has only 3600 of {count}")
+        return []
+
+    monkeypatch.setattr("talaria.feedback.comparisons.practice_items", practice_items)
+    origin = Path("recipes/aligned.toml")
+    recipe = read_recipe(origin, [f"run.folder={tmp_path}", "rounds.prompts=1601"])
+    with pytest.raises(UsageError, match="has only 3600 of 3601; ask for fewer prompts, or a larger world"):
+        check_sources(recipe, origin, "rounds")
+
+
+def stages_of(*overrides: str, path: Path = Path("recipes/aligned.toml")) -> dict[str, Any]:
     from talaria.alignment import alignment_stages
     from talaria.recipe import read_recipe
 
-    recipe = read_recipe(Path("recipes/aligned.toml"), list(overrides))
+    recipe = read_recipe(path, list(overrides))
     return {stage.name: stage for stage in alignment_stages(recipe, Path("runs/aligned"))}
 
 

@@ -40,7 +40,6 @@ class ChoicesStage(Settings):
 
     stores: list[str]
     policy: str | None
-    wanted: int
 
 
 class RoundStage(Settings):
@@ -95,13 +94,13 @@ def _collection(recipe: Recipe, at: Path, number: int = 1) -> Stage:
         settings = recipe.comparisons
         if number > 1 and recipe.rounds is not None and recipe.rounds.prompts is not None:
             settings = settings.model_copy(update={"prompts": recipe.rounds.prompts})
-        # Another seed for each round: other questions, and other errors of the labelers.
+        # Another seed for each round: another draw of questions, and other errors of the labelers.
         stage = ComparisonStage(seed=row_seed(seed, number - 1), world=recipe.world, comparisons=settings)
         return _comparisons(stage, at, newest, number)
     assert recipe.rounds is not None and recipe.reward is not None
     stores = [name.removeprefix("sqlite:///") for name in recipe.reward.feedback]
     asked = None if number == 1 else newest
-    return _choices(ChoicesStage(stores=stores, policy=asked, wanted=recipe.rounds.wanted), at, newest, number)
+    return _choices(ChoicesStage(stores=stores, policy=asked), recipe.rounds.wanted, at, newest, number)
 
 
 def _comparisons(settings: ComparisonStage, at: Path, newest: str, number: int) -> Stage:
@@ -118,7 +117,8 @@ def _comparisons(settings: ComparisonStage, at: Path, newest: str, number: int) 
     return Stage(numbered("comparisons", number), settings, {"model": model}, (newest,), work)
 
 
-def _choices(settings: ChoicesStage, at: Path, newest: str, number: int) -> Stage:
+def _choices(settings: ChoicesStage, wanted: int, at: Path, newest: str, number: int) -> Stage:
+    """`wanted` is no setting of the stage: a round that was made stays as it is when a later one asks for less."""
     kept = settings.model_copy(update={"stores": [without_passwords(name) for name in settings.stores]})
 
     def work(folder: Path) -> None:
@@ -128,7 +128,7 @@ def _choices(settings: ChoicesStage, at: Path, newest: str, number: int) -> Stag
             f"let people compare: talaria annotate {newest}={at / newest} --store {kept.stores[0]} "
             "--prompts NEW.jsonl; then run this command again"
         )
-        freeze_choices(settings.stores, settings.policy, settings.wanted, next_step, folder)
+        freeze_choices(settings.stores, settings.policy, wanted, next_step, folder)
 
     return Stage(numbered("comparisons", number), kept, {"model": at / newest / "model"}, (newest,), work)
 
@@ -257,7 +257,8 @@ def _feedback(
     """Databases of all comparisons up to a round, the same as inputs, and parents. The revision of one behind a URL is
     the hash of its choices, which tells later that there are others. People's choices are frozen as a whole in each
     round."""
-    if recipe.rounds is not None and recipe.world is None:
+    asks_people = recipe.rounds is not None and recipe.world is None
+    if asks_people and recipe.reward is not None and given == recipe.reward.feedback:
         stages, given = [numbered("comparisons", number)], []
     elif recipe.comparisons is not None:
         stages = [numbered("comparisons", n) for n in range(1, number + 1)]

@@ -37,9 +37,12 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
     _check_alignment(recipe, until)
     for name in ("reward", "dpo", "grpo", "ppo"):
         settings = getattr(recipe, name)
-        # Where people's choices come round by round, the round that waits for them says so.
-        read = ("prompts",) if recipe.rounds is not None and recipe.world is None else ("feedback", "prompts")
-        given = [place for key in read for place in getattr(settings, key, [])] if _comes(name, until) else []
+        if settings is None or not _comes(name, until):
+            continue
+        given = [*getattr(settings, "feedback", []), *getattr(settings, "prompts", [])]
+        if recipe.rounds is not None and recipe.world is None and recipe.reward is not None:
+            # Where people's choices come round by round, the round that waits for them says so.
+            given = [place for place in given if place not in recipe.reward.feedback]
         for place in given:
             if "://" not in place and not Path(place).exists():
                 raise UserError(f"{origin}: [{name}] reads {place}, which is missing; check the path")
@@ -66,6 +69,8 @@ def _check_alignment(recipe: Recipe, until: str | None) -> None:
 
 
 def _comes(stage: str, until: str | None) -> bool:
+    if until == "rounds":  # which come after every policy
+        return stage != "eval"
     return until is None or STAGES.index(stage) <= STAGES.index(until)
 
 
@@ -74,6 +79,9 @@ def _world_items(recipe: Recipe) -> list[dict[str, Any]]:
     from talaria.feedback.comparisons import draw_items
 
     assert recipe.comparisons is not None and recipe.world is not None
+    later = recipe.rounds.prompts if recipe.rounds is not None else None
+    if later is not None and later > recipe.comparisons.prompts:
+        draw_items(recipe.comparisons.model_copy(update={"prompts": later}), recipe.world, recipe.run.seed)
     return draw_items(recipe.comparisons, recipe.world, recipe.run.seed)
 
 

@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
 def without_passwords(text: str) -> str:
     """`text` with *** for the passwords of the URLs in it, which nothing that is kept or shown may hold."""
     text = re.sub(r"(://[^/:@]*):[^@]*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
+    return re.sub(r"([?&]\w*password=)[^&\s]*", r"\1***", text)
 
 
 def to_json(value: Any) -> str:

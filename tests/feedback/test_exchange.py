@@ -153,6 +153,21 @@ def test_our_own_form_loses_nothing(store, tmp_path):
     )
 
 
+def test_a_prompt_put_aside_by_one_of_its_rows_is_put_aside(store, tmp_path):
+    """The bug: the first row's split for all, and a test prompt that is trained on."""
+    answers = [{"text": "a", "model": "m"}, {"text": "b", "model": "m"}]
+    row = {
+        "messages": [{"role": "user", "content": "sea"}],
+        "answers": answers,
+        "ranking": [[0], [1]],
+        "annotator": "ann",
+    }
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(row | more) + "\n" for more in ({}, {"split": "test"})))
+    import_choices(store, path, "jsonl")
+    assert {choice.split for choice in store.read_comparisons()} == {"test"}
+
+
 @pytest.mark.parametrize("form", ["hh", "dpo"])
 def test_pairs_go_out_and_come_back(store, tmp_path, form):
     prompt = store.append_prompt(ASKED)

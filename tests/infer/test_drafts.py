@@ -69,7 +69,7 @@ def prompt_of(n: int, seed: int = 0) -> list[int]:
     "sampling",
     [
         {"temperature": 0.0},
-        {"temperature": 0.3, "seed": 5},
+        {"temperature": 0.1, "seed": 5},
         {"temperature": 1.0, "top_k": 3, "seed": 1},
         {"temperature": 0.0, "top_logprobs": 2},
         {"temperature": 0.0, "frequency_penalty": 1.0},
@@ -97,8 +97,8 @@ def test_answers_are_the_same_with_guesses_and_without(model, tokenizer, samplin
         answers[drafts] = engine.generate(prompts, max_tokens=70, **sampling)
         steps[drafts] = n_steps
     assert answers[True] == answers[False]
-    if n_prompts == 1 and sampling == {"temperature": 0.0}:
-        assert steps[True] < 0.8 * steps[False], "nothing was guessed: the test shows nothing"
+    if n_prompts == 1 and not {"frequency_penalty", "regex"} & set(sampling):
+        assert steps[True] < steps[False], "no guess came true: the test shows nothing"
 
 
 def test_a_request_that_lost_its_memory_forgets_its_guesses(model, tokenizer):

@@ -193,6 +193,22 @@ def test_products_may_be_bfloat16_and_rows_short(tmp_path: Path, tokenizer: Toke
     assert 0 < told["float32", 16][1] < told["float32", None][1]
 
 
+def test_scores_are_whole_floats_where_products_are_bfloat16(tokenizer: Tokenizer) -> None:
+    """The bug: rewards on bfloat16's grid, with ties between answers that differ, and a quality told of those."""
+    rows = pad_answers([[5, 6]] * 40, [[7 + n, 2] for n in range(40)])
+    for reads in (False, True):
+        model = ScalarModel(tiny_policy(tokenizer), torch.Generator().manual_seed(0), reads_likelihood=reads)
+        with torch.no_grad():
+            model.weight_D.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+            model.bias.fill_(3)
+            if model.likelihood_F is not None:
+                model.likelihood_F.fill_(0.3)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            scores_B = score(model, rows)
+        assert scores_B.dtype == torch.float32 and not torch.equal(scores_B, scores_B.bfloat16().float())
+        assert len(set(scores_B.tolist())) == 40
+
+
 def test_strange_conversations_fit_the_context_and_are_nobodys_own(tokenizer: Tokenizer) -> None:
     """The bugs: a long question with another one's long answer ended the stage after its training; and an answer to
     the same prompt, or of the same words, was called strange."""

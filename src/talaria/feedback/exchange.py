@@ -94,6 +94,8 @@ def import_choices(
             known[asked] = len(prompt_rows)
             told = {"asked_by": choice.asked_by, "split": choice.split or split}
             prompt_rows.append({"messages": choice.messages, "source": source, **told})
+        # What one of its rows was put aside for all are.
+        prompt_rows[known[asked]]["split"] = prompt_rows[known[asked]]["split"] or choice.split
         prompt, places = known[asked], list[int]()
         for answer in choice.answers:
             key: tuple[Any, ...] = (prompt, answer["text"], answer["model"], answer.get("seed"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from talaria.errors import UserError
 from talaria.feedback.exchange import export_choices, import_choices
 from talaria.feedback.store import Comparison, FeedbackStore
+from talaria.run import without_passwords
 
 DATABASE = "feedback.db"
 
@@ -27,7 +28,8 @@ def freeze_choices(stores: Sequence[str], policy: str | None, wanted: int, next_
     new = sum(_holds(choice, policy) for choices in found for choice in choices)
     if new < wanted:
         of = "" if policy is None else f" with answers of {policy}"
-        raise UserError(f"{', '.join(stores)}: {new} rankings{of}, this round needs {wanted}; {next_step}")
+        shown = ", ".join(without_passwords(store) for store in stores)
+        raise UserError(f"{shown}: {new} rankings{of}, this round needs {wanted}; {next_step}")
     for leftover in folder.glob(f"{DATABASE}*"):
         leftover.unlink()
     frozen = FeedbackStore(folder / DATABASE)

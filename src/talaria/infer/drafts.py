@@ -4,9 +4,9 @@
     guessed = drafts.guess(ids, most=7)     # [] where the last tokens stand for the first time
 
 The model reads the guesses in the same step as the newest token, each as a token of its own, and keeps as many as are
-what it would have chosen: an answer is the same with guesses and without, bit for bit, and is there sooner where it
-repeats its prompt or itself. Speculative decoding (Leviathan et al. 2023, section 2.1) without a second model, known as
-prompt lookup decoding (Saxena 2023).
+what it would have chosen: an answer is the same with guesses and without, bit for bit as long as no request gives way
+for want of memory, and is there sooner where it repeats its prompt or itself. Speculative decoding (Leviathan et al.
+2023, section 2.1) without a second model, known as prompt lookup decoding (Saxena 2023).
 """
 
 from __future__ import annotations

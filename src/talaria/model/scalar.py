@@ -63,8 +63,10 @@ class ScalarModel(nn.Module):
         return self.read(self.trunk.hidden(tokens_BT))
 
     def read(self, hidden: Tensor) -> Tensor:
-        """Values (...) of hidden states (..., D)."""
-        values = hidden @ self.weight_D + self.bias
+        """Values (...) of hidden states (..., D), in the head's dtype even where the trunk's products are bfloat16, in
+        which scores of 3 would come in steps of 1/64."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = hidden.to(self.weight_D) @ self.weight_D + self.bias
         return values if values.dtype == torch.float64 else values.float()
 
 

@@ -103,7 +103,7 @@ def what_is_scored(model: ScalarModel, answers: Answers) -> Tensor:
     hidden_BTD = _all_states(model.trunk, answers)
     _, chosen_N = _read_head(model.trunk, hidden_BTD[:, :-1], answers)
     likelihood_BF = likelihood(_in_place(chosen_N, answers.mask_BT), answers.mask_BT)
-    return torch.cat([_at_ends(hidden_BTD, answers), likelihood_BF.to(hidden_BTD)], dim=1)
+    return torch.cat([_at_ends(hidden_BTD, answers).to(likelihood_BF), likelihood_BF], dim=1)
 
 
 def read_scored(model: ScalarModel, scored: Tensor) -> Tensor:
@@ -111,7 +111,8 @@ def read_scored(model: ScalarModel, scored: Tensor) -> Tensor:
     width = len(model.weight_D)
     values_B = model.read(scored[:, :width])
     if model.likelihood_F is not None:
-        values_B = values_B + (scored[:, width:] @ model.likelihood_F).to(values_B)
+        with torch.autocast(scored.device.type, enabled=False):
+            values_B = values_B + (scored[:, width:].to(model.likelihood_F) @ model.likelihood_F).to(values_B)
     return values_B
 
 
