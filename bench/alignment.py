@@ -31,7 +31,7 @@ def main() -> None:
     told.answer(arguments.policy, arguments.run / arguments.policy / "model")
     told.compare(arguments.policy, "sft")
     if arguments.n:
-        told.compare(told.answer_best_of("sft"), "sft")
+        told.compare(told.answer_best_of(), "sft")
     print(json.dumps(told.to_json(), indent=1, ensure_ascii=False))
 
 

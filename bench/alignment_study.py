@@ -13,7 +13,6 @@ of every task. Intervals are Student's t over seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import statistics
@@ -39,7 +38,7 @@ from talaria.model.checkpoint import load_model
 from talaria.model.scalar import load_scalar_model
 from talaria.pipeline import stages
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Stage, atomic_write, lock, read_json, read_metrics, run_stage, to_json
+from talaria.run import Stage, atomic_write, lock, read_json, read_metrics, read_rows, run_stage, to_json
 from talaria.tokens.shards import Shards
 from talaria.train.answers import answer_log_probs, over_pieces, pad_answers
 from talaria.train.ppo import ppo, reward_of
@@ -289,8 +288,7 @@ def _answers(engine: Engine, items: Sequence[dict[str, Any]], n: int, seed: int)
 def exam_items(at: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """As many of every task as it has, shuffled, so that any first part is as mixed."""
     by_task: dict[str, list[dict[str, Any]]] = {}
-    for line in (at / "world" / "exam.jsonl").read_text(encoding="utf-8").splitlines():
-        item = json.loads(line)
+    for item in read_rows(at / "world" / "exam.jsonl"):
         by_task.setdefault(item["task"], []).append(item)
     draw = random.Random(seed)
     each = -(-count // len(by_task))

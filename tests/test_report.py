@@ -16,11 +16,13 @@ import pytest
 from rich.console import Console
 
 from talaria.errors import UserError
-from talaria.report import compare_runs, write_report
+from talaria.report import compare_runs, page, write_report
+from talaria.report.card import duration
 from talaria.report.chart import Series, line_chart, linear_ticks, log_ticks, number
 from talaria.report.compare import sign_test
 from talaria.report.results import COLUMNS, ResultRow, read_results, wilson_interval, write_results
 from talaria.report.run_data import read_run
+from talaria.report.stages import _cost
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 TASKS = {"facts_en": 0.96, "facts_zh": 0.94, "sums": 0.97, "two_hop_en": 0.58, "refusals": 0.99}
@@ -385,6 +387,65 @@ def test_damaged_items_file_is_named(run: Path) -> None:
     (run / "eval" / "items-sft.jsonl").write_text('{"id": "a"\n')
     with pytest.raises(UserError, match=r"items-sft\.jsonl:1"):
         write_report(run)
+
+
+def test_a_line_separator_in_an_answer_ends_no_row(run: Path) -> None:
+    """The bug: a model says U+2028, and the page cannot be made."""
+    path = run / "eval" / "items-sft.jsonl"
+    first, rest = path.read_text(encoding="utf-8").split("\n", 1)
+    said = json.loads(first) | {"answer": "a\u2028b\u2029c\x85d"}
+    path.write_text(json.dumps(said, ensure_ascii=False) + "\n" + rest, encoding="utf-8")
+    assert read_run(run).items["sft"][0]["answer"] == "a\u2028b\u2029c\x85d"
+
+
+def test_a_ladder_of_an_earlier_version_is_left_out(run: Path) -> None:
+    """The bug: a ladder.json without a law's picture, and the page of a finished run cannot be made."""
+    told = {"rungs": 9, "times_larger": 8.0, "loss": {"value": 2.0, "low": 1.9, "high": 2.1, "level": 0.8}}
+    _write(run / "ladder.json", json.dumps(told | {"reached": None, "inside": None, "warnings": []}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert 'id="ladder"' not in html and 'id="training"' in html
+
+
+def test_the_compute_of_training_is_that_of_the_stages_whose_time_is_told(run: Path) -> None:
+    """The bug: the rungs' FLOPs stood beside a time without them."""
+    _write(run / "rung-1" / "manifest.json", json.dumps({"seconds": 1000.0, "outputs": {}, "parents": {}}))
+    _write(run / "rung-1" / "training.json", json.dumps({"tokens": 1, "flops": 1e20}))
+    data = read_run(run)
+    assert data.training["rung-1"]["flops"] == 1e20
+    tiles = page._tiles(data)
+    assert f"<b>{7.2e6 * (2_400_000 + 2_700_000):.1e}</b><span>training FLOPs" in tiles
+    assert "<b>3 min 24 s</b><span>training</span>" in tiles
+
+
+def test_what_was_predicted_of_the_held_out_loss_is_no_part_of_the_band(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: the curve of the training loss's band turned to the held-out interval at its last step."""
+    with (run / "pretrain" / "metrics.jsonl").open("a") as file:
+        for row in (
+            {"step": 150, "stretch_loss": 2.1, "expected_low": 2.0, "expected_high": 2.2},
+            {"step": 300, "stretch_loss": 1.1, "expected_low": 1.0, "expected_high": 1.2},
+            {"step": 300, "held_out_loss": 3.1, "expected_low": 3.0, "expected_high": 3.2},
+        ):
+            file.write(json.dumps(row) + "\n")
+    drawn: list[list[Series]] = []
+    monkeypatch.setattr(page, "line_chart", lambda series, *given, **named: drawn.append(series) or "")
+    page._charts(read_run(run), "pretrain")
+    points = {one.name: list(one.points) for one in drawn[0]}
+    assert points["training, predicted low"] == [(150, 2.0), (300, 1.0)]
+    assert points["training, predicted high"] == [(150, 2.2), (300, 1.2)]
+    assert points["validation, predicted"] == [(300, 3.0), (300, 3.2)]
+
+
+def test_a_policy_is_charged_for_what_it_reads(run: Path) -> None:
+    """The bug: DPO paid for the reward model, GRPO by a verifier for that and the comparisons."""
+    taken = {"comparisons": 1000.0, "reward": 200.0, "dpo": 30.0, "grpo": 4.0, "ppo": 5.0}
+    for stage, seconds in taken.items():
+        _write(run / stage / "manifest.json", json.dumps({"seconds": seconds, "outputs": {}, "parents": {}}))
+    for scorer, grpo in (("verifier", 4.0), ("model", 1204.0)):
+        _write(run / "grpo" / "config.toml", f'seed = 0\n\n[grpo]\nreward = "{scorer}"\n')
+        costs = [_cost(read_run(run), model) for model in ("dpo", "grpo", "ppo")]
+        assert costs == [duration(seconds) for seconds in (1030.0, grpo, 1205.0)]
 
 
 def test_parent_replaced_after_its_child_is_pointed_out(run: Path) -> None:

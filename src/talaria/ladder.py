@@ -25,18 +25,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talaria.errors import UsageError
+from talaria.errors import UsageError, UserError
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape
 from talaria.pipeline import LADDER, PretrainStage, console, stages
 from talaria.preflight import check_sources
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Stage, atomic_write, is_current, lock, read_metrics, run_stage
+from talaria.run import Stage, atomic_write, is_current, lock, output_sha256, read_metrics, run_stage
 from talaria.scaling.ray import RayPrediction, predict_along
 from talaria.train.settings import PretrainSettings, Stretch, TrainingPlan, plan_pretraining
 
@@ -135,7 +136,7 @@ def climb(path: Path, overrides: list[str], pictures: Path | None = None) -> Pre
         plan = {"loss": (law.low, law.high), "band": [stretch.model_dump() for stretch in _band(rungs, own, at)]}
         told = prediction.to_json() | {"predicted_run": own.settings.model_dump(mode="json"), "plan": plan}
         told |= {"points": [[rung.size, loss] for rung, loss in zip(rungs, losses, strict=True)], "target": own.size}
-        told |= {"law": law.at}
+        told |= {"law": law.at, "text_sha256": output_sha256(at / "tokenizer")}
         atomic_write(at / LADDER, json.dumps(told, indent=1) + "\n")
         if pictures is not None:
             from talaria.scaling.pictures import draw_ray
@@ -250,7 +251,8 @@ def _held_out_loss(folder: Path) -> float:
 
 def _band(rungs: list[Rung], own: Rung, at: Path) -> list[Stretch]:
     """Where the mean training loss of each stretch of the recipe's run is expected: on the ray it follows a law of its
-    own at every share of the run, as the final loss does. The first stretch, with the warm-up in it, is left out."""
+    own at every share of the run, as the final loss does. The first stretch, with the warm-up in it, is left out, and
+    every one that no law passes through."""
     curves = [_training_losses(at / rung.name) for rung in rungs]
     if any(len(curve) < 2 * _STRETCHES for curve in curves):
         return []
@@ -258,14 +260,19 @@ def _band(rungs: list[Rung], own: Rung, at: Path) -> list[Stretch]:
     for number in range(1, _STRETCHES):
         begin, end = number / _STRETCHES, (number + 1) / _STRETCHES
         means = [_mean(curve[round(begin * len(curve)) : round(end * len(curve))]) for curve in curves]
-        law = predict_along([rung.size for rung in rungs], means, own.size, _BAND_LEVEL)
+        try:
+            law = predict_along([rung.size for rung in rungs], means, own.size, _BAND_LEVEL)
+        except UserError:  # early on the loss may not fall with size yet
+            continue
         band.append(Stretch(begin=begin, end=end, low=law.low, high=law.high))
     return band
 
 
 def _training_losses(folder: Path) -> list[float]:
+    """Of every step that was taken: a skipped one has a loss that is not finite."""
     rows = read_metrics(folder / "metrics.jsonl")
-    return [float(row["train_loss"]) for row in rows if row.get("train_loss") is not None]
+    losses = [float(row["train_loss"]) for row in rows if row.get("train_loss") is not None and not row.get("skipped")]
+    return [loss for loss in losses if math.isfinite(loss)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -22,7 +22,7 @@ from talaria.feedback.settings import ConversationSettings
 from talaria.model.settings import ModelSettings
 from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Revision, Stage, is_finished, lock, read_json, run_stage
+from talaria.run import Revision, Stage, is_finished, lock, output_sha256, read_json, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import PlanSettings, PretrainSettings, SftSettings
 from talaria.world.settings import WorldSettings
@@ -125,18 +125,20 @@ def _pretrain(settings: PretrainStage, recipe: Recipe, at: Path) -> Stage:
         from talaria.train.pretrain import pretrain
 
         check_texts(recipe)
-        predicted = _predicted(settings, recipe.plan, at / LADDER)
+        predicted = _predicted(settings, recipe.plan, at)
         pretrain(settings.pretrain, settings.model, at / "tokenizer", settings.seed, folder, predicted)
 
     return Stage("pretrain", settings, {"tokenizer": at / "tokenizer"}, ("tokenizer",), work)
 
 
-def _predicted(settings: PretrainStage, plan: PlanSettings | None, ladder: Path) -> PlanSettings:
+def _predicted(settings: PretrainStage, plan: PlanSettings | None, at: Path) -> PlanSettings:
     """What the recipe's [plan] says of the run, and in place of its loss what a ladder's rungs said of this very
-    run."""
+    run on this very text."""
     plan = plan or PlanSettings()
-    told = read_json(ladder) if ladder.is_file() else {}
+    told = read_json(at / LADDER) if (at / LADDER).is_file() else {}
     if told.get("predicted_run") != settings.model_dump(mode="json"):
+        return plan
+    if told.get("text_sha256") != output_sha256(at / "tokenizer"):
         return plan
     return PlanSettings(**plan.model_dump() | told["plan"])
 

@@ -97,6 +97,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged ({error}); delete the folder {path.parent} to make it again") from None
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file that talaria wrote; a damaged one is named. Only line feeds end a row: U+2028 and its like
+    may stand inside a string."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: damaged ({error}); delete {path.parent} to make it again") from None
+    return rows
+
+
 def without_passwords(text: str) -> str:
     """`text` with *** for the passwords of the URLs in it, which nothing that is kept or shown may hold."""
     text = re.sub(r"(://[^/:@]*):[^@]*@", r"\1:***@", text)
@@ -296,6 +310,11 @@ def is_finished(folder: Path) -> bool:
 def is_current(run_folder: Path, stage: Stage) -> bool:
     """Whether the finished stage is this one, by its settings and inputs, so that `run_stage` would keep it."""
     return _is_current(run_folder / stage.name, _key(run_folder, stage))
+
+
+def output_sha256(folder: Path) -> str:
+    """One hash of all that the finished stage in `folder` wrote, by its manifest."""
+    return hashlib.sha256(to_json(read_json(folder / MANIFEST)["outputs"]).encode()).hexdigest()
 
 
 def _key(run_folder: Path, stage: Stage) -> dict[str, Any]:

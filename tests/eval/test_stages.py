@@ -42,12 +42,18 @@ class Roomy(Scripted):
 
 
 def measured(
-    tokenizer: Tokenizer, folder: Path, items: list[Item], right_alone: list[bool], answer: Any, **fields: Any
+    tokenizer: Tokenizer,
+    folder: Path,
+    items: list[Item],
+    right_alone: list[bool],
+    answer: Any,
+    said_alone: str = "",
+    **fields: Any,
 ) -> list[tuple[str, float, int]]:
     folder.mkdir(exist_ok=True)
     dump_items(items, folder / "exam.jsonl")
-    rows = [{"id": one.id, "right": right} for one, right in zip(items, right_alone, strict=True)]
-    (folder / "items-sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"id": one.id, "right": right, "answer": said_alone} for one, right in zip(items, right_alone, strict=True)]
+    (folder / "items-sft.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_results([], folder / "results.csv")
     engine = Roomy(tokenizer, answer)
     evaluate_stages(
@@ -75,6 +81,13 @@ def test_a_gain_is_of_the_same_questions_with_and_without_examples(tokenizer: To
     ]
     assert measured(tokenizer, tmp_path / "b", items, [False] * 4, answer) == [("gain_from_examples", 0.5, 3)]
     assert measured(tokenizer, tmp_path / "c", items, [False] * 4, answer, examples=0) == []
+
+
+def test_a_line_separator_in_an_answer_ends_no_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The bug: a model says U+2028, and its row of the file is cut there and cannot be read."""
+    items = [item(n, answer=f"{n}", grader="last_number") for n in range(2)]
+    told = measured(tokenizer, tmp_path / "a", items, [True, True], lambda prompt: "no", "a\u2028b\u2029c\x85d")
+    assert told == [("gain_from_examples", -1.0, 3)]
 
 
 def test_a_rival_that_stands_in_an_example_is_no_excuse(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import talaria
 
-from talaria.ladder import Rung, plan_rungs
+from talaria.ladder import Rung, _band, plan_rungs
 from talaria.model.settings import ModelSettings, resolve_shape
-from talaria.pipeline import PretrainStage
+from talaria.pipeline import PretrainStage, _predicted
 from talaria.recipe import Recipe
 from talaria.report import write_report
-from talaria.run import read_metrics
+from talaria.run import atomic_write, output_sha256, read_metrics, to_json
 from talaria.train.settings import OptimizerSettings, PretrainSettings, plan_pretraining
 
 RECIPE = """\
@@ -69,6 +70,7 @@ def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     expected = [row for row in read_metrics(folder / "runs/small/pretrain/metrics.jsonl") if "expected_low" in row]
     assert len(expected) == 9 + 1, "nine stretches of training loss, then the held-out loss"
     told = [expected[-1][end] for end in ("expected_low", "expected_high")]
+    assert "held_out_loss" in expected[-1] and not any("held_out_loss" in row for row in expected[:-1])
     assert told == pytest.approx([before["loss"]["low"], before["loss"]["high"]], rel=1e-6)
     assert talaria("ladder", "small.toml", "--json") == 0
     after = json.loads(capsys.readouterr().out)
@@ -98,7 +100,8 @@ def rungs_of(settings: PretrainSettings, n_tokens: int, **model: object) -> tupl
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_rungs_follow_the_stated_rule(name: str) -> None:
-    optimizer = OptimizerSettings(name=name, learning_rate=1e-2, weight_decay=0.1)
+    muon_rate = 3e-2 if name == "muon" else None
+    optimizer = OptimizerSettings(name=name, learning_rate=1e-2, muon_learning_rate=muon_rate, weight_decay=0.1)
     own, rungs = rungs_of(PretrainSettings(tokens=50_000_000, batch_tokens=65_536, optimizer=optimizer), 60_000_000)
     assert len(rungs) == 10
     assert len({rung.shape.d_model for rung in rungs}) == 5
@@ -110,8 +113,45 @@ def test_rungs_follow_the_stated_rule(name: str) -> None:
         assert rung.plan.tokens / rung.size == pytest.approx(own.plan.tokens / own.size, rel=0.02)
         assert rung.plan.batch_tokens == pytest.approx(65_536 * times**0.3271, rel=0.03)
         found = rung.settings.pretrain.optimizer
-        assert found.learning_rate is not None
-        # RATES
+        assert found.learning_rate == pytest.approx(1e-2 * times**-0.125, rel=1e-3)
+        if muon_rate is not None:
+            assert found.muon_learning_rate == pytest.approx(muon_rate * times**-0.125, rel=1e-3)
+        shrunk = found.learning_rate * found.weight_decay * rung.plan.steps
+        assert shrunk == pytest.approx(1e-2 * 0.1 * own.plan.steps, rel=0.02)
+
+
+def test_a_step_that_was_skipped_and_a_stretch_without_a_law_end_no_ladder(tmp_path: Path) -> None:
+    """The bugs: one NaN among the losses, or a first stretch in which larger models are behind, and the prediction ends
+    in an error after all its rungs are trained."""
+    own, rungs = rungs_of(PretrainSettings(tokens=50_000_000), 60_000_000)
+    for number, rung in enumerate(rungs):
+        loss = 3 + (rung.size / 1e4) ** -0.3 + 1e-3 * (number % 2)
+        losses = [5 + rung.size / 1e7 if step < 20 else loss for step in range(100)]
+        rows: list[dict[str, object]] = [{"step": step + 1, "train_loss": value} for step, value in enumerate(losses)]
+        rows.insert(50, {"step": 50, "train_loss": math.nan, "skipped": True})
+        rows.append({"step": 100, "validation_loss": loss})
+        (tmp_path / rung.name).mkdir()
+        (tmp_path / rung.name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    band = _band(rungs, own, tmp_path)
+    assert [stretch.begin for stretch in band] == pytest.approx([n / 10 for n in range(2, 10)])
+    assert all(stretch.low < 3 + (own.size / 1e4) ** -0.3 < stretch.high for stretch in band)
+
+
+def test_a_prediction_is_of_one_text(tmp_path: Path) -> None:
+    """The bug: after a change of [corpus] or [tokenizer] the run was held against what other text had told."""
+    settings = PretrainStage(seed=0, model=ModelSettings(), pretrain=PretrainSettings(tokens=1000))
+    manifest = tmp_path / "tokenizer" / "manifest.json"
+    atomic_write(manifest, to_json({"outputs": {"shards/train-0.bin": "ab"}, "seconds": 1.0}))
+    plan = {"loss": [2.0, 3.0], "band": []}
+    told = {"predicted_run": settings.model_dump(mode="json"), "plan": plan}
+    atomic_write(tmp_path / "ladder.json", to_json(told))
+    assert _predicted(settings, None, tmp_path).loss is None, "of an unknown text"
+    atomic_write(tmp_path / "ladder.json", to_json(told | {"text_sha256": output_sha256(tmp_path / "tokenizer")}))
+    assert _predicted(settings, None, tmp_path).loss == (2.0, 3.0)
+    atomic_write(manifest, to_json({"outputs": {"shards/train-0.bin": "ab"}, "seconds": 2.0}))
+    assert _predicted(settings, None, tmp_path).loss == (2.0, 3.0), "made again, it is the same text"
+    atomic_write(manifest, to_json({"outputs": {"shards/train-0.bin": "cd"}, "seconds": 1.0}))
+    assert _predicted(settings, None, tmp_path).loss is None
 
 
 def test_heads_and_widths_are_drawn_in_together() -> None:

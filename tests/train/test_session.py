@@ -22,11 +22,11 @@ from talaria.run import read_metrics
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train import meter
+from talaria.train import meter, parallel
 from talaria.train.checkpoint import checkpoints
 from talaria.train.meter import Meter
 from talaria.train.pretrain import pretrain
-from talaria.train.settings import PretrainSettings, SftSettings
+from talaria.train.settings import PlanSettings, PretrainSettings, SftSettings, Stretch
 from talaria.train.sft import name_control_tokens, sft
 from talaria.train.step import StepResult
 
@@ -88,6 +88,44 @@ def test_the_total_of_a_foreign_base_is_unknown_not_its_fine_tuning_alone(base: 
     sft(SFT, tmp_path / "foreign" / "model", conversations(tmp_path / "c.jsonl"), None, 1, tmp_path / "sft")
     assert training(tmp_path / "sft")["flops_total"] is None
     assert provenance_of(None, tmp_path / "sft" / "model", 1).flops is None  # type: ignore[arg-type]
+
+
+def test_a_model_taken_as_it_is_cost_an_unknown_amount_not_nothing(base: Path, tmp_path: Path) -> None:
+    """The bug: tokens 0 and flops 0 in results.csv for a model that was trained elsewhere."""
+    save_model(*load_model(base / "model"), tmp_path / "foreign" / "model")
+    for place, cost in ((tmp_path / "foreign", {}), (base, training(base))):
+        settings = SftSettings(base=str(place / "model"), epochs=0)
+        sft(settings, place / "model", [], None, 1, tmp_path / place.name / "sft")
+        found = provenance_of(None, tmp_path / place.name / "sft" / "model", 1)  # type: ignore[arg-type]
+        assert (found.tokens, found.flops) == (cost.get("tokens"), cost.get("flops"))
+        assert training(tmp_path / place.name / "sft")["flops"] == 0, "of its own it cost nothing more"
+
+
+def test_of_the_ranks_that_take_a_model_over_the_first_alone_writes_and_all_wait(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: under torchrun every rank wrote the same files, over each other."""
+    settings = SftSettings(base=str(base / "model"), epochs=0)
+    waited: list[bool] = []
+    monkeypatch.setattr(parallel, "barrier", lambda: waited.append((tmp_path / "sft" / "training.json").exists()))
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    sft(settings, base / "model", [], None, 1, tmp_path / "sft")
+    assert not (tmp_path / "sft").exists()
+    monkeypatch.setattr(parallel, "rank", lambda: 0)
+    sft(settings, base / "model", [], None, 1, tmp_path / "sft")
+    assert waited == [False, True]
+
+
+def test_a_band_given_to_a_resumed_run_judges_only_what_is_to_come(tokens: Path, tmp_path: Path) -> None:
+    """The bug: at step 5 of 10 the next losses were held against the stretches before it."""
+    pretrain(PRETRAIN, MODEL, tokens, 1, tmp_path)
+    ends = ((0.2, 0.4), (0.4, 0.8), (0.8, 1.0))
+    band = [Stretch(begin=begin, end=end, low=1.0, high=9.0) for begin, end in ends]
+    pretrain(PretrainSettings(tokens=10 * 64, batch_tokens=64), MODEL, tokens, 1, tmp_path, PlanSettings(band=band))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    losses = [row["train_loss"] for row in rows if row["step"] in (9, 10) and "train_loss" in row]
+    [judged] = [row for row in rows if "stretch_loss" in row]
+    assert judged["step"] == 10 and judged["stretch_loss"] == pytest.approx(sum(losses) / 2)
 
 
 def test_mfu_is_a_share_of_all_ranks_in_the_dtype_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ PLAN = PlanSettings(
 
 
 def seen(losses: list[float], memory: dict[str, Any], first: int = 0, steps: int = 10) -> list[tuple[int, Any]]:
-    watch = Watch(PLAN, memory)
+    watch = Watch(PLAN, memory, first / steps)
     found = [(step, watch.see((step + 1) / steps, losses[step])) for step in range(first, len(losses))]
     return [(step, told) for step, told in found if told is not None]
 
@@ -41,6 +41,17 @@ def test_a_resumed_run_judges_whole_stretches() -> None:
     before = seen(losses[:4], memory)
     kept = json.loads(json.dumps(memory))
     assert before + seen(losses, kept, first=4) == seen(losses, {})
+
+
+def test_a_band_that_comes_to_a_run_under_way_begins_with_a_stretch_that_is_all_to_come() -> None:
+    """The bug: the next steps are judged as stretches that ended long ago, and warned of."""
+    losses = [9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.0, 2.0, 2.0, 4.0]
+    assert seen(losses, {}, first=3) == [(9, (pytest.approx(2.0), 1.0, 2.0))]
+    assert seen(losses, {}, first=2)[0][0] == 4, "a stretch that begins here is whole"
+    assert seen(losses, {}, first=6) == []
+    other: dict[str, Any] = {}
+    Watch(PlanSettings(band=PLAN.band[1:]), other, 0.3)
+    assert [step for step, _ in seen(losses, other, first=3)] == [9], "another band's count is not this one's"
 
 
 def test_what_is_left_is_told_beside_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ model says, and answers before and after. Answers are sampled at temperature 1; 
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from talaria.infer.load import load
 from talaria.model.scalar import load_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.report.results import WIN_SHARES, ResultRow, read_results, write_results
-from talaria.run import atomic_write, to_json
+from talaria.run import atomic_write, read_rows, to_json
 from talaria.train.answers import answer_log_probs, over_pieces, pad_answers
 from talaria.train.ppo import reward_of
 from talaria.world.judge import check
@@ -57,7 +56,7 @@ def evaluate_preferences(
         told.answer(name, path)
         told.compare(name, "sft")
     if reward is not None and settings.best_of:
-        told.compare(told.answer_best_of("sft"), "sft")
+        told.compare(told.answer_best_of(), "sft")
     atomic_write(folder / "preferences.json", to_json(told.to_json()))
     write_results([*read_results(folder / "results.csv"), *told.rows()], folder / "results.csv")
 
@@ -69,7 +68,7 @@ class Preferences:
         self._settings, self._items, self._seed = settings, items, seed
         self._has_judge = all("grader" in item for item in items)
         self._rewarder = None if reward is None else load_scalar_model(reward)[0].requires_grad_(False)
-        self._engines: dict[str, Engine] = {}
+        self._first: tuple[str, Engine] | None = None
         self._answers: dict[str, list[Completion]] = {}
         self._greedy: dict[str, list[str]] = {}
         self._models: dict[str, dict[str, Any]] = {}
@@ -78,19 +77,21 @@ class Preferences:
     def answer(self, name: str, path: Path) -> None:
         """Have a model answer; the first one is what KL is measured to."""
         engine = load(path, compiled=False, max_batch_size=self._settings.batch_size, prefix_cache=False)
-        self._engines[name] = engine
+        self._first = self._first or (name, engine)
+        first = self._first[1]  # the only one that is kept: each has its weights and its memory of keys and values
         answers = self._generate(engine, 1, row_seed(self._seed, len(self._answers) + 1), 1.0)
         self._greedy[name] = [answer.text for answer in self._generate(engine, 1, 0, 0.0)]
         self._describe(name, answers, self._scores(self._items, answers))
-        first = next(iter(self._engines.values()))
         if engine is not first:
             ratios = log_ratios(engine, first, self._items, answers)
             self._models[name] |= {"kl": statistics.fmean(ratios), "kl_interval": bootstrap_interval(ratios)}
 
-    def answer_best_of(self, name: str) -> str:
-        """The best of several answers of a model by the reward model, as a model of its own; returns its name."""
+    def answer_best_of(self) -> str:
+        """The best of several answers of the first model by the reward model, as a model of its own; returns its
+        name."""
         n = self._settings.best_of
-        many = self._generate(self._engines[name], n, row_seed(self._seed, 0), 1.0)
+        assert self._first is not None
+        many = self._generate(self._first[1], n, row_seed(self._seed, 0), 1.0)
         scores = self._scores([item for item in self._items for _ in range(n)], many)
         assert scores is not None
         places = best_of(scores, n)
@@ -163,7 +164,8 @@ class Preferences:
     def _scores(self, items: Sequence[dict[str, Any]], answers: Sequence[Completion]) -> list[float] | None:
         if self._rewarder is None:
             return None
-        engine = next(iter(self._engines.values()))
+        assert self._first is not None
+        engine = self._first[1]
         rewarder = self._rewarder.to(engine.trunk.device)
         pieces = [
             reward_of(rewarder, engine.tokenizer, items[i : i + 128], answers[i : i + 128], -inf, _ROWS)
@@ -241,8 +243,7 @@ def best_of_n_kl(n: int) -> float:
 def draw_items(exam: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """About `count` questions of an exam, as many of every task, as far as it has them."""
     by_task: dict[str, list[dict[str, Any]]] = {}
-    for line in exam.read_text(encoding="utf-8").splitlines():
-        item = json.loads(line)
+    for item in read_rows(exam):
         by_task.setdefault(item["task"], []).append(item)
     draw = random.Random(seed)
     each = -(-count // len(by_task))

@@ -15,8 +15,9 @@ from typing import Any
 from talaria.eval.preferences import Preferences, draw_items
 from talaria.eval.settings import EvalSettings
 from talaria.feedback.snapshot import count_choices
-from talaria.infer.load import load
+from talaria.model.checkpoint import load_shape
 from talaria.run import atomic_write, read_json, to_json
+from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.ppo import read_prompts
 
 
@@ -59,6 +60,6 @@ def measure_round(
 
 def _held_prompts(files: Sequence[Path], model: Path, settings: EvalSettings, seed: int) -> list[dict[str, Any]]:
     """Some of the policy's own prompts, the same ones in every round."""
-    engine = load(model, compiled=False)
-    items = read_prompts(files, engine.tokenizer, engine.context - settings.max_tokens)
+    room = load_shape(model).context - settings.max_tokens
+    items = read_prompts(files, Tokenizer.load(model), room)
     return random.Random(seed).sample(items, min(settings.preference_items, len(items)))

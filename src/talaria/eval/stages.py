@@ -10,7 +10,6 @@ exam's (`report/stages.py`).
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from talaria.eval.statistics import mean_stderr
 from talaria.eval.validation import held_out_loss, validation_rows
 from talaria.infer.engine import Engine
 from talaria.report.results import ResultRow, read_results, write_results
+from talaria.run import read_rows
 from talaria.tokens.shards import Shards
 
 _WITH_GOLD_ANSWER = ("contains", "exact", "last_number")
@@ -51,8 +51,8 @@ def evaluate_stages(
     for candidate in models:
         engine = load_engine(candidate.path)
         provenance = provenance_of(engine, candidate.path, seed)
-        lines = (folder / f"items-{candidate.name}.jsonl").read_text(encoding="utf-8").splitlines()
-        alone = {result["id"]: bool(result["right"]) for result in map(json.loads, lines)}
+        answered_alone = read_rows(folder / f"items-{candidate.name}.jsonl")
+        alone = {result["id"]: bool(result["right"]) for result in answered_alone}
         for task, items in by_task.items():
             gains = _gains(engine, items, alone, settings, candidate)
             if gains:

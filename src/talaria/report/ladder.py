@@ -7,10 +7,14 @@ from html import escape
 from talaria.report.chart import Series, line_chart
 from talaria.report.run_data import RunData
 
+_NEEDED = {"rungs", "times_larger", "loss", "reached", "inside", "warnings", "law", "points", "target"}
+
 
 def ladder_section(data: RunData) -> str:
-    """A sentence, the warnings, and loss over size."""
+    """A sentence, the warnings, and loss over size; empty for a ladder.json of an earlier version."""
     assert data.ladder is not None
+    if not data.ladder.keys() >= _NEEDED:
+        return ""
     told, loss = data.ladder, data.ladder["loss"]
     reached = told["reached"]
     held = "" if reached is None else f" It reached {reached:.3f}, {'inside' if told['inside'] else 'outside'}."

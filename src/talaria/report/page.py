@@ -69,7 +69,7 @@ def _tiles(data: RunData) -> str:
         tiles.append((number(params), "parameters"))
     if "pretrain" in data.training:
         tiles.append((number(data.training["pretrain"]["tokens"]), "tokens of pretraining"))
-    if flops := sum(record.get("flops", 0) for record in data.training.values()):
+    if flops := sum(data.training[stage].get("flops") or 0 for stage in data.trained):
         tiles.append((f"{flops:.1e}", "training FLOPs"))
     if (seconds := data.seconds(*data.trained)) is not None:
         tiles.append((duration(seconds), "training"))
@@ -104,13 +104,20 @@ def _charts(data: RunData, stage: str) -> list[str]:
         points = [(float(row["step"]), factor * float(row[key])) for row in rows if row.get(key) is not None]
         return Series(name, points, faint=faint, dots=dots)
 
+    # A band of the mean training loss is no statement about the held-out loss, which is predicted once, for the end.
+    band = [row for row in data.metrics[stage] if "stretch_loss" in row]
+    ends = [row for row in data.metrics[stage] if "held_out_loss" in row]
+    bounds = ("expected_low", "expected_high")
+    held_out = [(float(row["step"]), float(row[bound])) for row in ends[-1:] for bound in bounds]
+    low, high = ([(float(row["step"]), float(row[bound])) for row in band] for bound in bounds)
     return [
         line_chart(
             [
                 series("train_loss", "training", faint=True),
                 series("validation_loss", "validation", dots=True),
-                series("expected_low", "predicted, low"),
-                series("expected_high", "predicted, high"),
+                Series("training, predicted low", low),
+                Series("training, predicted high", high),
+                Series("validation, predicted", held_out, dots=True),
             ],
             "Loss",
             "step",

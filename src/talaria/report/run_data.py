@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from talaria.config import load_table
 from talaria.errors import UserError
 from talaria.report.results import WIN_SHARES, ResultRow, read_results
-from talaria.run import MANIFEST, read_json, read_metrics, sha256
+from talaria.run import MANIFEST, read_json, read_metrics, read_rows, sha256
 
 T = TypeVar("T")
 TUNED = ("comparisons", "reward", "dpo", "grpo", "ppo")
@@ -122,14 +121,4 @@ def _place(stage: str) -> tuple[int, int, str]:
 
 def _each_model(folder: Path, prefix: str) -> dict[str, list[dict[str, Any]]]:
     """Evaluated model -> the rows of its file."""
-    return {path.stem.removeprefix(prefix): _rows(path) for path in sorted(folder.glob(f"eval/{prefix}*.jsonl"))}
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: damaged ({error}); evaluate again") from None
-    return rows
+    return {path.stem.removeprefix(prefix): read_rows(path) for path in sorted(folder.glob(f"eval/{prefix}*.jsonl"))}

@@ -11,7 +11,7 @@ from html import escape
 
 from talaria.report.card import duration
 from talaria.report.results import ResultRow, wilson_interval
-from talaria.report.run_data import NULL_MODELS, RunData, title_of
+from talaria.report.run_data import RunData, title_of
 
 _ABILITIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("zero-shot", "facts that training asks", ("facts_",)),
@@ -26,6 +26,9 @@ _ABILITIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("pretraining text", "loss on held-out pages, nats a token", ()),
 )
 """Group, row, and how the names of its tasks in the world's exam begin."""
+
+_READS = {"ppo": ("comparisons", "reward"), "dpo": ("comparisons",)}
+"""Kind of policy -> stages that it takes besides its own. GRPO takes none where a verifier scores."""
 
 Cell = tuple[float, float, float]
 """A score and the ends of its interval."""
@@ -102,7 +105,9 @@ def _mark(cells: dict[str, Cell | None], model: str, cell: Cell) -> str:
 def _cost(data: RunData, model: str) -> str:
     """What it takes beyond the model that it began as."""
     kind, _, number = model.partition("-")
-    before = [f"{stage}-{number}" if number.isdigit() else stage for stage in ("comparisons", "reward")]
-    stages = [*(before if kind in ("ppo", "grpo", "dpo") and model not in NULL_MODELS else []), model]
+    reads = _READS.get(kind, ())
+    if kind == "grpo" and data.settings.get(model, {}).get("grpo", {}).get("reward") == "model":
+        reads = _READS["ppo"]
+    stages = [*(f"{stage}-{number}" if number.isdigit() else stage for stage in reads), model]
     seconds = data.seconds(*stages)
     return "-" if seconds is None else duration(seconds)

@@ -90,7 +90,8 @@ class Session:
             plan=predicted,
         )
         self._title, self._predicted = title, predicted
-        self._watch = Watch(predicted, self.memory.setdefault("watch", {})) if predicted.band else None
+        memory = self.memory.setdefault("watch", {}) if predicted.band else {}
+        self._watch = Watch(predicted, memory, self.step / plan.steps) if predicted.band else None
         self._last_save = time.monotonic()
 
     @property
@@ -119,13 +120,13 @@ class Session:
         watch = None if result.skipped else self._watch
         found = None if watch is None else watch.see(self.step / self.plan.steps, result.loss)
         if found is not None:
-            self._compare("mean training loss", *found)
+            self._compare("mean training loss", "stretch_loss", *found)
         return result
 
-    def _compare(self, what: str, loss: float, low: float, high: float) -> None:
+    def _compare(self, what: str, key: str, loss: float, low: float, high: float) -> None:
         """Write what was expected beside what came, and warn where it came out of the band."""
         outside = not low <= loss <= high
-        self.write(stretch_loss=loss, expected_low=low, expected_high=high, outside=outside or None)
+        self.write(expected_low=low, expected_high=high, outside=outside or None, **{key: loss})
         if outside and self._is_first:
             side = "above" if loss > high else "below"
             Console(stderr=True, soft_wrap=True).print(
@@ -148,7 +149,7 @@ class Session:
         loss = total / count
         self.write(validation_loss=loss)
         if self.finished and self._predicted.loss is not None:
-            self._compare("held-out loss", loss, *self._predicted.loss)
+            self._compare("held-out loss", "held_out_loss", loss, *self._predicted.loss)
         self.meter.pause()
         return loss
 

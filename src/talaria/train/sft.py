@@ -41,7 +41,9 @@ def sft(
     if settings.base is None:
         name_control_tokens(model, tokenizer)
     if settings.epochs == 0:
-        _take_over(model, tokenizer, seed, folder)
+        if parallel.rank() == 0:
+            _take_over(model, tokenizer, base.parent / "training.json", seed, folder)
+        parallel.barrier()
         return
     if settings.lora is not None:
         add_lora(model, settings.lora.rank, settings.lora.alpha, torch.Generator().manual_seed(seed))
@@ -129,12 +131,15 @@ def sft(
     )
 
 
-def _take_over(model: Transformer, tokenizer: Tokenizer, seed: int, folder: Path) -> None:
-    """The model as it is, for one that was fine-tuned elsewhere; what that cost is unknown."""
+def _take_over(model: Transformer, tokenizer: Tokenizer, cost: Path, seed: int, folder: Path) -> None:
+    """The model as it is, for one that was fine-tuned elsewhere. It costs nothing more; what it did cost is None where
+    no training.json beside it tells."""
     with atomic_folder(folder / "model") as target:
         save_model(model, tokenizer, target)
-    cost = {"params": model.shape.n_params(), "steps": 0, "positions": 0, "tokens": 0, "flops": 0, "seed": seed}
-    atomic_write(folder / "training.json", to_json(cost))
+    before = read_json(cost) if cost.is_file() else {}
+    totals = {key: before.get(key) for key in ("tokens_total", "flops_total")}
+    own = {"params": model.shape.n_params(), "steps": 0, "positions": 0, "tokens": 0, "flops": 0, "seed": seed}
+    atomic_write(folder / "training.json", to_json(own | totals))
 
 
 @torch.no_grad()

@@ -12,12 +12,15 @@ from talaria.train.settings import PlanSettings
 
 
 class Watch:
-    """`memory` is JSON state that a checkpoint keeps, so that a resumed run judges whole stretches."""
+    """`memory` is JSON state that a checkpoint keeps, so that a resumed run judges whole stretches. A band that is new
+    to it is taken up at `share` of the run: with the first stretch that is all to come."""
 
-    def __init__(self, plan: PlanSettings, memory: dict[str, Any]) -> None:
+    def __init__(self, plan: PlanSettings, memory: dict[str, Any], share: float = 0.0) -> None:
         self._plan, self._memory = plan, memory
-        if not memory:
-            memory.update(stretch=0, sum=0.0, count=0)
+        ends = [[stretch.begin, stretch.end] for stretch in plan.band]
+        if memory.get("ends") != ends:
+            past = sum(begin < share for begin, _ in ends)
+            memory.update(ends=ends, stretch=past, sum=0.0, count=0)
 
     def see(self, share: float, loss: float) -> tuple[float, float, float] | None:
         """Take in the loss of the step that ends at `share` of the run. At the end of a stretch, (mean loss, low,
