@@ -325,7 +325,9 @@ def _key(run_folder: Path, stage: Stage) -> dict[str, Any]:
 
 
 def done_mark(key: Mapping[str, Any], manifest: bytes) -> str:
-    return to_json({**key, "manifest_sha256": hashlib.sha256(manifest).hexdigest()})
+    """The done-mark of a stage; the key's own hash holds the names of inputs, of which the manifest knows the paths."""
+    hashes = {"key_sha256": to_json(key).encode(), "manifest_sha256": manifest}
+    return to_json({**key, **{name: hashlib.sha256(content).hexdigest() for name, content in hashes.items()}})
 
 
 def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:

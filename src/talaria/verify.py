@@ -20,6 +20,7 @@ from talaria.run import (
     located,
     read_json,
     sha256,
+    to_json,
 )
 
 
@@ -40,7 +41,10 @@ def _verify_stage(run_folder: Path, folder: Path) -> Iterator[str]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         done = json.loads((folder / DONE).read_bytes())
         key = {"settings_sha256": done["settings_sha256"], "inputs": done["inputs"]}
-        if (folder / DONE).read_text() != done_mark(key, (folder / MANIFEST).read_bytes()):
+        expected = json.loads(done_mark(key, (folder / MANIFEST).read_bytes()))
+        if "key_sha256" not in done:  # of an earlier version
+            del expected["key_sha256"]
+        if (folder / DONE).read_text() != to_json(expected):
             yield f"{folder / DONE}: does not match {MANIFEST}"
         if set(done["inputs"].values()) != set(manifest["inputs"].values()):  # two names may mean one file
             yield f"{folder / DONE}: its inputs are not those of {MANIFEST}"

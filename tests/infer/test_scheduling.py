@@ -22,10 +22,10 @@ PROMPTS = [list(f"{word * 5} and then {word}".encode()) for word in ("sea", "win
 
 
 def engine_of(model, **options) -> Engine:
-    """An engine whose texts end at their limit, so that rows live long enough to meet."""
+    """An engine whose texts end at their limit, so that rows live long enough to meet; a token a row and step."""
     tokenizer = ByteTokenizer()
     tokenizer.stop_ids = frozenset()
-    return Engine(runs(model), tokenizer, **options)
+    return Engine(runs(model), tokenizer, drafts=False, **options)
 
 
 def finish(engine: Engine) -> dict[int, list[int]]:
