@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
-import signal
 import sqlite3
 import time
 from multiprocessing.process import BaseProcess
@@ -25,7 +23,7 @@ from talaria.report.page import write_report
 from talaria.run import read_json, read_metrics, sha256
 from talaria.verify import verify
 
-KILLS = int(os.environ.get("TALARIA_KILLS", "3"))
+KILLED = ("reward", "comparisons-2", "ppo-2")
 SHARED = """
 [run]
 name = "tiny"
@@ -133,23 +131,20 @@ def test_killed_at_random_instants_two_rounds_end_as_undisturbed_ones(base: Path
         process.start()
         return process
 
-    def finish(recipe: Path) -> float:
-        started = time.monotonic()
+    def finish(recipe: Path) -> None:
         process = start(recipe)
         process.join(300)
         assert process.exitcode == 0
-        return time.monotonic() - started
 
-    took = finish(undisturbed)
+    finish(undisturbed)
     draw = random.Random(1)
     killed_in: set[str] = set()
-    for kill in range(KILLS):
+    for stage in KILLED:
         process = start(killed)
-        # The share of the whole that is left to this try, so that kills fall into every part of it.
-        time.sleep(draw.uniform(0.4, 1.0) * took / KILLS if kill else 0.6 * took)
-        if not process.is_alive():
-            break
-        os.kill(process.pid or 0, signal.SIGKILL)
+        while process.is_alive() and not (tmp_path / "killed" / "tiny" / f"{stage}.partial").exists():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0.0, 0.3))
+        process.kill()
         process.join()
         killed_in |= {path.name for path in (tmp_path / "killed" / "tiny").glob("*.partial")}
     assert killed_in, "no kill met a stage under way"
