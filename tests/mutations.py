@@ -104,8 +104,22 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [
     (
         "value one place late",
         ALGORITHM,
-        "value(piece.inputs_BT) * piece.mask_BT, answers",
-        "value(piece.targets_BT) * piece.mask_BT, answers",
+        "value.trunk.hidden(rollouts.inputs_BT)",
+        "value.trunk.hidden(rollouts.targets_BT)",
+        PPO,
+    ),
+    (
+        "value network that begins as the reward's head",
+        ALGORITHM,
+        "    if tuning.step == 0:\n",
+        "    if tuning.step < 0:\n",
+        PPO,
+    ),
+    (
+        "likelihood so far that knows the token",
+        ANSWERS,
+        "    lowest_BT = F.pad(inside_BT.cummin(dim=1).values, (1, -1))\n",
+        "    lowest_BT = inside_BT.cummin(dim=1).values\n",
         PPO,
     ),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ from talaria.train.answers import (
     encode_answer,
     in_pieces,
     last_places,
+    likelihood_so_far,
     over_pieces,
     pad_answers,
+    read_scored,
     score,
     shortest_first,
 )
@@ -36,6 +39,7 @@ from talaria.train.ppo import Told, assess, draw_prompts, ppo, read_prompts, rew
 from talaria.train.settings import LoraSettings, OptimizerSettings, PpoSettings
 from talaria.train.step import summed_loss
 from talaria.train.tuning import Tuning
+from talaria.train.value_head import fit_value
 
 SETTINGS = PpoSettings(
     steps=3,
@@ -256,6 +260,37 @@ def test_a_value_is_that_of_the_state_before_the_token(tokenizer: Tokenizer, tmp
     ].all()
 
 
+def test_a_value_knows_how_likely_the_answer_so_far_is_and_not_the_token_that_comes() -> None:
+    """Bugs: features one place late, which know the token that is chosen; those of an answer before reach the next."""
+    log_probs = torch.tensor([[9.0, -1.0, -3.0, -2.0, 9.0], [9.0, 9.0, 9.0, -5.0, -4.0]], dtype=torch.float64)
+    mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
+    features = likelihood_so_far(log_probs, mask)
+    assert (features[~mask] == 0).all()
+    for row, place in mask.nonzero().tolist():
+        before = log_probs[row, :place][mask[row, :place]]
+        expected = [0.0, 0.0, 0.0, 1.0, 1.0]
+        if len(before):
+            lowest, total = float(before.min()), float(before.sum())
+            expected = [total / len(before), lowest, len(before) / 10, math.exp(lowest), math.exp(total)]
+        assert features[row, place].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("reads_likelihood", [False, True])
+def test_the_values_head_is_fitted_before_the_first_update(tokenizer: Tokenizer, reads_likelihood: bool) -> None:
+    """The bug: a value network that begins at 0, so that an easy prompt passes for a good answer."""
+    value = ScalarModel(tiny_policy(tokenizer).double(), None, reads_likelihood)
+    draw, width = torch.Generator().manual_seed(0), 32 + 5 * reads_likelihood
+    read = torch.randn(400, width, generator=draw, dtype=torch.float64) * torch.linspace(0.1, 9, width) + 3
+    returns = read @ torch.linspace(-1, 1, width).double() + 0.7 + torch.randn(400, generator=draw).double()
+    fit_value(value, iter([(read[:150], returns[:150]), (read[150:], returns[150:])]), ridge=0.1)
+    scale = read.std(dim=0, correction=0)
+    columns = torch.cat([(read - read.mean(dim=0)) / scale, math.sqrt(400 * 0.1) * torch.eye(width).double()])
+    aims = torch.cat([returns - returns.mean(), torch.zeros(width).double()])
+    weights = torch.linalg.lstsq(columns, aims[:, None]).solution.squeeze(1) / scale
+    fitted = returns.mean() + (read - read.mean(dim=0)) @ weights
+    assert torch.allclose(read_scored(value, read).detach(), fitted, atol=1e-9, rtol=0)
+
+
 # ------------------------------------------------------------------ the loop
 
 
@@ -407,17 +442,17 @@ def test_the_reward_rises_when_it_can(models: tuple[Path, Path], tmp_path: Path)
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
 
 
-def test_the_value_network_of_a_reward_that_reads_likelihood_begins_at_zero_and_learns_on_every_core(
+def test_the_value_network_of_a_reward_that_reads_likelihood_begins_fitted_and_learns_on_every_core(
     models: tuple[Path, Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """The bugs: values that begin as a part of the reward's head, far from any reward; weights of a likelihood that no
-    value reads, for which a core finds no gradient and the stage ends."""
+    """The bugs: values that begin as the reward's head, which was made for whole answers; weights of a likelihood that
+    no value reads, for which a core finds no gradient and the stage ends."""
     rewarder = ScalarModel(load_model(models[0])[0], reads_likelihood=True)
     assert rewarder.likelihood_F is not None
     with torch.no_grad():
         rewarder.weight_D.normal_(std=3, generator=torch.Generator().manual_seed(0))
-        rewarder.likelihood_F.fill_(0.2)
-        rewarder.bias.fill_(40)
+        rewarder.likelihood_F.fill_(5.0)
+        rewarder.bias.fill_(60)
     save_scalar_model(rewarder, tokenizer, tmp_path / "reward")
     settings = SETTINGS.model_copy(update={"steps": 1})
     before = torch.get_num_threads()
@@ -428,7 +463,7 @@ def test_the_value_network_of_a_reward_that_reads_likelihood_begins_at_zero_and_
     finally:
         torch.set_num_threads(before)
     [row] = read_metrics(tmp_path / "stage" / "metrics.jsonl")
-    assert row["explained_variance"] == pytest.approx(0, abs=0.05) and row["reward"] > 10
+    assert row["explained_variance"] > -0.5 and row["reward"] > 10
 
 
 def test_an_adaptive_coefficient_follows_its_target(models: tuple[Path, Path], tmp_path: Path) -> None:

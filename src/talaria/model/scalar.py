@@ -45,18 +45,6 @@ class ScalarModel(nn.Module):
         if not trunk.shape.tie_embeddings and not reads_likelihood:
             trunk.head_weight().requires_grad_(False)
 
-    @torch.no_grad()
-    def forget_likelihood(self) -> None:
-        """Become a model of states alone, for a value network: of a head fitted beside the likelihood, the states'
-        part is no estimate of the reward, so it begins anew at 0."""
-        if self.likelihood_F is None:
-            return
-        self.likelihood_F = None
-        self.weight_D.zero_()
-        self.bias.zero_()
-        if not self.trunk.shape.tie_embeddings:
-            self.trunk.head_weight().requires_grad_(False)
-
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Values (B, T) in fp32 (fp64 where the model is). Rows are padded on the right, which earlier positions do not
         see."""

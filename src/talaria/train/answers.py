@@ -107,12 +107,12 @@ def what_is_scored(model: ScalarModel, answers: Answers) -> Tensor:
 
 
 def read_scored(model: ScalarModel, scored: Tensor) -> Tensor:
-    """Rewards (B,) from `what_is_scored`."""
+    """Rewards (B,) from `what_is_scored`; values (B, T) from the like of it at every state (B, T, D + 5)."""
     width = len(model.weight_D)
-    values_B = model.read(scored[:, :width])
+    values_B = model.read(scored[..., :width])
     if model.likelihood_F is not None:
         with torch.autocast(scored.device.type, enabled=False):
-            values_B = values_B + (scored[:, width:].to(model.likelihood_F) @ model.likelihood_F).to(values_B)
+            values_B = values_B + (scored[..., width:].to(model.likelihood_F) @ model.likelihood_F).to(values_B)
     return values_B
 
 
@@ -126,6 +126,19 @@ def likelihood(log_probs_BT: Tensor, mask_BT: Tensor) -> Tensor:
     counts_B, total_B = mask_BT.sum(dim=1).to(log_probs_BT), log_probs_BT.sum(dim=1)
     lowest_B = torch.where(mask_BT, log_probs_BT, 0.0).amin(dim=1)
     return torch.stack([total_B / counts_B, lowest_B, counts_B / 10, lowest_B.exp(), total_B.exp()], dim=1)
+
+
+def likelihood_so_far(log_probs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """`likelihood` (B, T, 5) of what stands of an answer before each of its tokens, 0 outside the answer. Before the
+    first token nothing does, which is as likely as can be."""
+    inside_BT = torch.where(mask_BT, log_probs_BT, 0.0)
+    # One place later than the token they are about: a state has not read the token that is chosen there.
+    total_BT = F.pad(inside_BT.cumsum(dim=1), (1, -1))
+    lowest_BT = F.pad(inside_BT.cummin(dim=1).values, (1, -1))
+    counts_BT = F.pad(mask_BT.cumsum(dim=1), (1, -1)).to(log_probs_BT)
+    mean_BT = total_BT / counts_BT.clamp_min(1)
+    features = torch.stack([mean_BT, lowest_BT, counts_BT / 10, lowest_BT.exp(), total_BT.exp()], dim=-1)
+    return torch.where(mask_BT[:, :, None], features, 0.0)
 
 
 def last_places(mask_BT: Tensor) -> Tensor:
@@ -149,14 +162,14 @@ def in_pieces(tensors: T, rows: int) -> Iterator[T]:
 
 
 @torch.no_grad()
-def over_pieces(compute: Callable[[Answers], Tensor], answers: Answers, rows: int) -> Tensor:
+def over_pieces(compute: Callable[[T], Tensor], answers: T, rows: int) -> Tensor:
     """`compute` of all rows, without gradients, `rows` at a time: (B, ...), or (B, T, ...) with 0 where a piece was
     less wide."""
-    T = answers.inputs_BT.shape[1]
+    places = answers[0].shape[1]
     pieces = [compute(piece) for piece in in_pieces(answers, rows)]
     if pieces[0].dim() == 1:
         return torch.cat(pieces)
-    return torch.cat([F.pad(piece, (0, 0) * (piece.dim() - 2) + (0, T - piece.shape[1])) for piece in pieces])
+    return torch.cat([F.pad(piece, (0, 0) * (piece.dim() - 2) + (0, places - piece.shape[1])) for piece in pieces])
 
 
 @torch.no_grad()

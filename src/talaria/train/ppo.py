@@ -1,8 +1,9 @@
 """PPO from human feedback, the whole algorithm: a fine-tuned model, a reward model and prompts in, a better policy out.
 
-Each step: the policy answers prompts; the reward model scores the answers; every token pays for leaving the fine-tuned
-model; advantages are estimated with a value network; several epochs of clipped updates follow (Ziegler et al. 2019;
-Stiennon et al. 2020; Ouyang et al. 2022). With `ptx_coefficient` next-token loss on pretraining text is mixed in.
+First the value network's head is fitted to answers of the policy. Each step: the policy answers prompts; the reward
+model scores the answers; every token pays for leaving the fine-tuned model; advantages are estimated with the value
+network; several epochs of clipped updates follow (Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022). With
+`ptx_coefficient` next-token loss on pretraining text is mixed in.
 Writes model/, checkpoints/, metrics.jsonl and training.json.
 
 Shapes: B answers, T places (`train/answers.py`: everything stands at the place of the token that is predicted).
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +40,10 @@ from talaria.train.answers import (
     encode_answer,
     in_pieces,
     last_places,
+    likelihood_so_far,
     over_pieces,
     pad_answers,
+    read_scored,
     score,
     shortest_first,
 )
@@ -48,6 +51,7 @@ from talaria.train.policy_losses import advantages, clipped_policy_loss, clipped
 from talaria.train.settings import PpoSettings
 from talaria.train.step import split_rows, summed_loss
 from talaria.train.tuning import Tuning, micro_rows
+from talaria.train.value_head import fit_value
 from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
@@ -55,11 +59,13 @@ _PIECE_ROWS = 8  # rows of like length that go through a network together
 
 
 class Rollouts(NamedTuple):
-    """Answers of the policy and what was known of them before the updates: all (B, T), 0 outside the answers."""
+    """Answers of the policy and what was known of them before the updates: all (B, T), 0 outside the answers, but for
+    the likelihood of what stands before each token (B, T, 5)."""
 
     inputs_BT: Tensor
     targets_BT: Tensor
     mask_BT: Tensor
+    so_far_BTF: Tensor
     log_probs_BT: Tensor
     values_BT: Tensor
     advantages_BT: Tensor
@@ -84,6 +90,8 @@ def ppo(
     is to `base`. `replay` has the shards of PPO-ptx."""
     policy, tokenizer = load_model(start or base)
     value = load_scalar_model(reward)[0]
+    if not value.trunk.shape.tie_embeddings:  # The table of output tokens takes no part in a value.
+        value.trunk.head_weight().requires_grad_(False)
     if settings.lora is None:
         rewarder = load_scalar_model(reward)[0].to(default_device()).requires_grad_(False)
     else:  # The reward model is the value network's trunk without its LoRA.
@@ -94,7 +102,6 @@ def ppo(
         reference = load_model(base)[0].to(default_device()).requires_grad_(False)
     else:  # The fine-tuned model is the policy without its LoRA.
         reference = policy
-    value.forget_likelihood()
     rate = settings.optimizer.learning_rate or 1e-4
     tuning = Tuning(
         "ppo",
@@ -111,22 +118,20 @@ def ppo(
     items = read_prompts(prompt_files, tokenizer, policy.shape.context - settings.max_tokens)
     ptx = _pretraining_text(settings, replay, policy.shape.context, seed, tuning)
     kl_coefficient = tuning.memory.setdefault("kl_coefficient", settings.kl_coefficient)
+    if tuning.step == 0:
+        fit_value(value, warmup(settings, policy, reference, value, rewarder, tokenizer, items, seed))
 
     with tuning.progress:
         while not tuning.finished:
             started = time.monotonic()
             # 1. The policy answers, one answer a prompt, at temperature 1: other samples would not be its own.
             chosen = draw_prompts(items, settings.rollouts, tuning.step, seed)
-            prompts = [item["ids"] for item in chosen]
-            completions = sample(policy, tokenizer, prompts, settings.max_tokens, row_seed(seed, tuning.step + 1))
-            order = shortest_first(prompts, [answer.token_ids for answer in completions])
-            chosen, completions = [chosen[row] for row in order], [completions[row] for row in order]
-            prompts = [item["ids"] for item in chosen]
-            answers = pad_answers(prompts, [answer.token_ids for answer in completions], default_device())
+            number = row_seed(seed, tuning.step + 1)
+            chosen, completions, answers = answer(policy, tokenizer, chosen, settings.max_tokens, number)
             sampled = time.monotonic()
 
             # 2. What reward model, policy, fine-tuned model and value network say, before any update.
-            rows = micro_rows(len(prompts), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
+            rows = micro_rows(len(chosen), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
             scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
             rollouts, log_ratio_BT, entropy_BT = assess(
                 settings, policy, reference, value, answers, scores_B, kl_coefficient, rows
@@ -136,17 +141,17 @@ def ppo(
             told = Told()
             for epoch in range(settings.epochs):
                 shuffled = torch.tensor(
-                    random.Random(f"{seed}/{tuning.step}/{epoch}").sample(range(len(prompts)), len(prompts))
+                    random.Random(f"{seed}/{tuning.step}/{epoch}").sample(range(len(chosen)), len(chosen))
                 )
                 for part in torch.tensor_split(shuffled, settings.minibatches):
                     minibatch = Rollouts(*(x[part.sort().values] for x in rollouts))
                     update(settings, tuning, policy, value, minibatch, ptx, told)
 
             # 4. The coefficient follows its target (Ziegler et al. 2019, section 2.2); metrics; a checkpoint if due.
-            kl, kl_coefficient_was = float(log_ratio_BT.sum() / len(prompts)), kl_coefficient
+            kl, kl_coefficient_was = float(log_ratio_BT.sum() / len(chosen)), kl_coefficient
             if settings.kl_target is not None:
                 error = max(-0.2, min(0.2, kl / settings.kl_target - 1))
-                kl_coefficient *= 1 + error * len(prompts) / settings.kl_horizon
+                kl_coefficient *= 1 + error * len(chosen) / settings.kl_horizon
             tuning.memory.update(kl_coefficient=kl_coefficient, ptx=None if ptx is None else ptx.state())
             sampler = torch.tensor([p for answer in completions for p in answer.log_probs]).to(log_ratio_BT)
             gap = (sampler - rollouts.log_probs_BT[answers.mask_BT]).abs()
@@ -156,8 +161,8 @@ def ppo(
                 kl=kl,
                 kl_coefficient=kl_coefficient_was,
                 entropy=float(entropy_BT.sum() / answers.mask_BT.sum()),
-                answer_tokens=float(answers.mask_BT.sum() / len(prompts)),
-                truncated=sum(answer.finish_reason != "stop" for answer in completions) / len(prompts),
+                answer_tokens=float(answers.mask_BT.sum() / len(chosen)),
+                truncated=sum(answer.finish_reason != "stop" for answer in completions) / len(chosen),
                 explained_variance=explained_variance(rollouts),
                 sampler_gap_max=float(gap.max()),
                 sampler_gap_mean=float(gap.mean()),
@@ -189,7 +194,9 @@ def assess(
     with without_lora(reference):
         reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
     # The value of the state before each token: the value network has not read the token itself.
-    values_BT = over_pieces(lambda piece: value(piece.inputs_BT) * piece.mask_BT, answers, rows)
+    so_far_BTF = likelihood_so_far(reference_BT, answers.mask_BT)
+    known = Rollouts(*answers, so_far_BTF, *[log_probs_BT] * 4)
+    values_BT = over_pieces(lambda piece: read_scored(value, states(value, piece)) * piece.mask_BT, known, rows)
     # Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole answer.
     log_ratio_BT = log_probs_BT - reference_BT
     rewards_BT = -kl_coefficient * log_ratio_BT
@@ -198,7 +205,40 @@ def assess(
     advantages_BT = advantages(rewards_BT, values_BT, answers.mask_BT, settings.gamma, settings.gae_lambda)
     returns_BT = advantages_BT + values_BT
     whitened_BT = whitened(advantages_BT, answers.mask_BT)
-    return Rollouts(*answers, log_probs_BT, values_BT, whitened_BT, returns_BT), log_ratio_BT, entropy_BT
+    rollouts = Rollouts(*answers, so_far_BTF, log_probs_BT, values_BT, whitened_BT, returns_BT)
+    return rollouts, log_ratio_BT, entropy_BT
+
+
+def states(value: ScalarModel, rollouts: Rollouts) -> Tensor:
+    """What the value network reads of the state before each token: (B, T, D), and (B, T, D + 5) where the reward model
+    reads likelihood. An unlikely token costs reward at once then, and not only when the answer has ended."""
+    hidden_BTD = value.trunk.hidden(rollouts.inputs_BT)
+    if value.likelihood_F is None:
+        return hidden_BTD
+    return torch.cat([hidden_BTD, rollouts.so_far_BTF.to(hidden_BTD)], dim=-1)
+
+
+def warmup(
+    settings: PpoSettings,
+    policy: Transformer,
+    reference: Transformer,
+    value: ScalarModel,
+    rewarder: ScalarModel,
+    tokenizer: Tokenizer,
+    items: list[dict[str, Any]],
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """States (N, D or D + 5) and what their answers earned from there on (N,), of answers that change no policy."""
+    whole = settings.model_copy(update={"gae_lambda": 1.0})  # returns as they came, not as the network expects them
+    for step in range(settings.value_warmup):
+        chosen = draw_prompts(items, settings.rollouts, step, seed + 1)
+        number = row_seed(seed, settings.steps + step + 1)
+        chosen, completions, answers = answer(policy, tokenizer, chosen, settings.max_tokens, number)
+        rows = micro_rows(len(chosen), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
+        scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
+        rollouts, _, _ = assess(whole, policy, reference, value, answers, scores_B, settings.kl_coefficient, rows)
+        read = over_pieces(lambda piece: states(value, piece), rollouts, rows)
+        yield read[rollouts.mask_BT], rollouts.returns_BT[rollouts.mask_BT]
 
 
 def update(
@@ -220,7 +260,7 @@ def update(
         policy_loss, clipped = clipped_policy_loss(
             log_probs_BT, rollouts.log_probs_BT, rollouts.advantages_BT, rollouts.mask_BT, settings.clip
         )
-        values_BT = value(rollouts.inputs_BT)
+        values_BT = read_scored(value, states(value, rollouts))
         value_loss, value_clipped = clipped_value_loss(
             values_BT, rollouts.values_BT, rollouts.returns_BT, rollouts.mask_BT, settings.value_clip
         )
@@ -305,6 +345,18 @@ def draw_prompts(items: list[dict[str, Any]], count: int, step: int, seed: int) 
             order = random.Random(f"{seed}/prompts/{epoch}").sample(range(len(items)), len(items))
         drawn.append(items[order[index]])
     return drawn
+
+
+def answer(
+    policy: Transformer, tokenizer: Tokenizer, items: list[dict[str, Any]], max_tokens: int, seed: int
+) -> tuple[list[dict[str, Any]], list[Completion], Answers]:
+    """One answer to each prompt, the shortest rows first: prompts in that order, answers as they came and as rows."""
+    prompts = [item["ids"] for item in items]
+    completions = sample(policy, tokenizer, prompts, max_tokens, seed)
+    order = shortest_first(prompts, [completion.token_ids for completion in completions])
+    items, completions = [items[row] for row in order], [completions[row] for row in order]
+    ids = [completion.token_ids for completion in completions]
+    return items, completions, pad_answers([item["ids"] for item in items], ids, default_device())
 
 
 def sample(

@@ -156,6 +156,8 @@ class PpoSettings(Settings):
     )
     value_learning_rate: float | None = Field(default=None, gt=0)
     """Absent, the policy's."""
+    value_warmup: int = Field(default=4, ge=1)
+    """Steps' worth of answers to which the value network's head is fitted before the first update."""
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
 
 
