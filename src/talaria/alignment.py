@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from talaria.config import Settings
 from talaria.eval.settings import EvalSettings
-from talaria.feedback.settings import ComparisonSettings, RoundSettings
+from talaria.feedback.settings import DATABASE, ComparisonSettings, RoundSettings
 from talaria.recipe import Recipe
 from talaria.run import Revision, Stage, without_passwords
 from talaria.train.settings import DpoSettings, GrpoSettings, PpoSettings, RewardSettings
@@ -272,7 +272,7 @@ def _feedback(
             inputs[f"feedback {without_passwords(name)}"] = Revision(_choices_sha256(name))
         else:
             _settle(Path(name))
-    databases += [str(at / stage / "feedback.db") for stage in stages]
+    databases += [str(at / stage / DATABASE) for stage in stages]
     parents += stages
     return databases, inputs | {f"feedback {name}": Path(name) for name in databases if "://" not in name}, parents
 

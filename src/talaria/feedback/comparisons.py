@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from talaria.errors import UsageError
-from talaria.feedback.settings import ComparisonSettings
+from talaria.feedback.settings import DATABASE, ComparisonSettings
 from talaria.feedback.store import FeedbackStore
 from talaria.infer.contract import Completion, row_seed
 from talaria.infer.engine import Engine
@@ -22,8 +22,6 @@ from talaria.run import atomic_write, to_json
 from talaria.world.labelers import PREFERENCE_VERSION, Labeler, is_good, judge
 from talaria.world.practice import practice_items
 from talaria.world.settings import WorldSettings
-
-DATABASE = "feedback.db"
 
 
 def collect_comparisons(

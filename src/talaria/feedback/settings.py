@@ -6,6 +6,9 @@ from pydantic import Field
 
 from talaria.config import Settings
 
+DATABASE = "feedback.db"
+"""The choices of a stage, in its folder."""
+
 
 class ConversationSettings(Settings):
     """Conversations made from the corpus: a passage's opening is asked to be continued, the rest is the answer."""

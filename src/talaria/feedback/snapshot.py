@@ -12,10 +12,9 @@ from pathlib import Path
 
 from talaria.errors import UserError
 from talaria.feedback.exchange import export_choices, import_choices
+from talaria.feedback.settings import DATABASE
 from talaria.feedback.store import Comparison, FeedbackStore
 from talaria.run import without_passwords
-
-DATABASE = "feedback.db"
 
 
 def freeze_choices(stores: Sequence[str], policy: str | None, wanted: int, next_step: str, folder: Path) -> None:

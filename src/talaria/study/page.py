@@ -76,13 +76,13 @@ def _html(record: Mapping[str, Any], points: Sequence[Point], tables: Sequence[T
         "<h1>Three curves, looked for</h1>",
         f'<p class="lead">{escape(_scope(record))}</p>',
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in headline(record))}</ul>",
-        _section(first, ""),
+        _section(first),
     ]
     parts += [
         f'<section><h2>{title}</h2><p>{note}</p><div class="charts">{"".join(drawn)}</div></section>'
         for title, note, drawn in charts
     ]
-    parts += [_section(table, "") for table in rest]
+    parts += [_section(table) for table in rest]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -91,11 +91,11 @@ def _html(record: Mapping[str, Any], points: Sequence[Point], tables: Sequence[T
     )
 
 
-def _section(table: Table, extra: str) -> str:
+def _section(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
     return (
-        f"<section><h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{extra}"
+        f"<section><h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>'
     )
 
