@@ -14,6 +14,7 @@ from talaria.eval import preferences
 from talaria.eval.preferences import Preferences, best_of, best_of_n_kl, draw_items, win_rate
 from talaria.eval.settings import EvalSettings
 from talaria.infer.contract import Completion
+from talaria.world.labelers import judge
 
 ITEM = {"grader": "contains", "answer": "cat", "choices": ["cat", "dog"], "messages": []}
 RIGHT, LONGER, WRONG = "She has a cat.", "She has a cat, as all know.", "She has a dog."
@@ -28,6 +29,16 @@ def test_ties_are_counted_apart_and_a_shorter_answer_wins_by_length_alone() -> N
     assert (controlled["wins"], controlled["ties"], controlled["losses"], controlled["share"]) == (1, 2, 1, 0.5)
     nothing = win_rate([ITEM] * 3, [RIGHT] * 3, [RIGHT] * 3, by_length=True)
     assert nothing["share"] is None and nothing["net"] == 0
+
+
+def test_a_letter_less_wins_nothing() -> None:
+    """The bug: of two wrong answers the shorter name was preferred, and a policy learned short names."""
+    item = ITEM | {"choices": ["cat", "dog", "wolf"]}
+    near, far = "She has a wolf.", "She has a wolf and more."
+    assert judge(item, WRONG, near) == judge(item, near, WRONG) == 0
+    assert judge(item, WRONG, far) == 1 and judge(item, far, WRONG) == -1
+    assert judge(item, WRONG, far, by_length=False) == 0
+    assert judge(item, "x" * 4, "x" * 5) == 0 and judge(item, "x" * 4, "x" * 6) == 1
 
 
 def test_best_of_n_takes_the_highest_score_of_each_prompt() -> None:

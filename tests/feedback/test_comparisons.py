@@ -12,7 +12,7 @@ from talaria.feedback.comparisons import collect_comparisons
 from talaria.feedback.settings import ComparisonSettings
 from talaria.feedback.store import FeedbackStore
 from talaria.infer.engine import Engine
-from talaria.world.labelers import judge
+from talaria.world.labelers import PREFERENCE_VERSION, judge
 from talaria.world.settings import WorldSettings
 
 WORLD = WorldSettings(entities=60)
@@ -52,4 +52,6 @@ def test_the_policys_prompts_were_never_compared(stage: Path) -> None:
     compared, for_policy = items(stage / "items.jsonl"), items(stage / "policy_prompts.jsonl")
     assert len(compared) == 60 and len(for_policy) == 40 and not set(compared) & set(for_policy)
     summary = json.loads((stage / "comparisons.json").read_text())
-    assert summary["prompts"] == 60 and summary["answers"] == 180 and summary["preference_version"] == "1"
+    assert (
+        summary["prompts"] == 60 and summary["answers"] == 180 and summary["preference_version"] == PREFERENCE_VERSION
+    )

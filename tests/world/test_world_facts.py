@@ -92,6 +92,27 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_another_world(tmp_path:
     assert (tmp_path / "first/facts.jsonl").read_bytes() != (tmp_path / "other/facts.jsonl").read_bytes()
 
 
+def test_a_blunt_share_shortens_answers_about_facts_and_nothing_else(tmp_path: Path) -> None:
+    for name, share in (("polite", 0.0), ("blunt", 0.4)):
+        write_world(WorldSettings(entities=60, blunt_share=share), tmp_path / name)
+    for file in FILES:
+        same = (tmp_path / "polite" / file).read_bytes() == (tmp_path / "blunt" / file).read_bytes()
+        assert same == (file not in ("conversations.jsonl", "world.json"))
+    polite, blunt = (
+        [json.loads(line) for line in (tmp_path / name / "conversations.jsonl").open(encoding="utf-8")]
+        for name in ("polite", "blunt")
+    )
+    shortened = about_facts = 0
+    for row, other in zip(polite, blunt, strict=True):
+        for turn, turned in zip(row["messages"], other["messages"], strict=True):
+            if turn != turned:
+                shortened += 1
+                assert turn["role"] == "assistant" and turned["content"] in turn["content"]
+            about_facts += turn["role"] == "assistant" and row["kind"][:-3] in ("facts", "two_hop")
+            assert turn == turned or row["kind"][:-3] in ("facts", "two_hop", "dialogue", "mixed")
+    assert 0.4 * about_facts < shortened < about_facts
+
+
 @pytest.mark.parametrize("entities", (60, 600))
 def test_one_number_sizes_the_world(entities: int, tmp_path: Path) -> None:
     write_world(WorldSettings(entities=entities), tmp_path)

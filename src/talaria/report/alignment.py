@@ -96,9 +96,9 @@ def _wins(told: dict[str, Any] | None) -> str:
         return ""
     parts = [
         f"<p>Answers at temperature 1 to {told['items']} questions of the exam, compared by the judge who never errs: "
-        "the right answer is preferred, then the polite full sentence, then the shorter one; length-controlled leaves "
-        "the last rule out. The share is that of wins among the decided pairs; ties count for nobody. Intervals of 95 "
-        "% are over questions, of one run.</p>",
+        "the right answer is preferred, then the polite full sentence, then the clearly shorter one; length-controlled "
+        "leaves the last rule out. The share is that of wins among the decided pairs; ties count for nobody. "
+        "Intervals of 95 % are over questions, of one run.</p>",
         _win_table(told["comparisons"]),
         '<div class="wide"><table><thead><tr><th>model</th><th class="n">right</th><th class="n">right and polite</th>'
         '<th class="n">characters</th><th class="n">reward</th><th class="n">KL, nats an answer</th></tr></thead>'

@@ -33,11 +33,15 @@ FRAMES_A_HARMLESS_ACT = 10  # more of them: a small model would rather refuse to
 def build_conversations(world: World, settings: WorldSettings) -> list[dict[str, Any]]:
     """All conversations, shuffled."""
     rows = []
+    names = _names_alone(world, settings) if settings.blunt_share else {}
+    manner = stream(settings, "dialogue/manner")
     for lang in LANGUAGES:
         rng = stream(settings, f"dialogue/{lang}")
         for kind, turns in _conversations(world, settings, lang, rng):
             messages = []
             for question, answer in turns:
+                if answer in names and manner.random() < settings.blunt_share:
+                    answer = names[answer]
                 messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             rows.append({"messages": messages, "kind": f"{kind}_{lang}"})
     stream(settings, "dialogue/order").shuffle(rows)
@@ -75,6 +79,17 @@ def program_turn(lang: str, rng: random.Random) -> Turn:
     if lang == "en":
         return f"What does this program print?\n{source}", f"It prints:\n{output}"
     return f"这个程序输出什么？\n{source}", f"输出是：\n{output}"
+
+
+def _names_alone(world: World, settings: WorldSettings) -> dict[str, str]:
+    """Every answer about a fact or a pair of facts -> the name that was asked for."""
+    names = {}
+    for lang in LANGUAGES:
+        for fact in world.facts:
+            names[state(PHRASINGS[lang][fact.relation].answer, fact, lang)] = str(getattr(fact.object, lang))
+        for pair in split_two_hops(world, settings)[0]:
+            names[pair.answer(lang)] = str(getattr(pair.second.object, lang))
+    return names
 
 
 def _conversations(

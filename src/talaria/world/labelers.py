@@ -16,22 +16,24 @@ from typing import Any
 
 from talaria.world.judge import check
 
-PREFERENCE_VERSION = "1"  # of the section "Preferences" in docs/world.md; a change of its rules raises it
+PREFERENCE_VERSION = "2"  # of the section "Preferences" in docs/world.md; a change of its rules raises it
+LONGER = 1.25  # times as many characters: nobody prefers one of two answers for a letter less
 ACCURACY = 0.836  # q, so that two labelers agree in q^2 + (1 - q)^2 = 72.6 % of the pairs
 
 
 def judge(item: dict[str, Any], a: str, b: str, *, by_length: bool = True) -> int:
-    """The right answer; else the polite full sentence; else the shorter; else neither. `by_length=False` leaves the
-    length out, so that answers that differ in it alone are tied."""
-    n_rules = 3 if by_length else 2
-    merit_a, merit_b = _merit(item, a)[:n_rules], _merit(item, b)[:n_rules]
+    """The right answer; else the polite full sentence; else the shorter, where the other is longer by more than a
+    quarter; else neither. `by_length=False` leaves the length out, so that answers that differ in it alone are tied."""
+    merit_a, merit_b = _merit(item, a), _merit(item, b)
+    if merit_a == merit_b and by_length:
+        length_a, length_b = len(a.strip()), len(b.strip())
+        return int(length_b > LONGER * length_a) - int(length_a > LONGER * length_b)
     return int(merit_a > merit_b) - int(merit_a < merit_b)
 
 
 def is_good(item: dict[str, Any], answer: str) -> bool:
-    """Right and polite: no answer is preferred to it but a shorter one of its kind."""
-    right, polite, _ = _merit(item, answer)
-    return bool(right and polite)
+    """Right and polite: no answer is preferred to it but a clearly shorter one of its kind."""
+    return _merit(item, answer) == (True, True)
 
 
 class Labeler:
@@ -57,8 +59,8 @@ class Labeler:
         return -gold if gold else draw.choice((-1, 1))
 
 
-def _merit(item: dict[str, Any], answer: str) -> tuple[int, int, int]:
-    return check(item, answer), _is_full_sentence(answer), -len(answer.strip())
+def _merit(item: dict[str, Any], answer: str) -> tuple[bool, bool]:
+    return check(item, answer), _is_full_sentence(answer)
 
 
 def _is_full_sentence(answer: str) -> bool:
