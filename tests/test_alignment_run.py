@@ -118,11 +118,11 @@ def test_what_a_server_wrote_lately_is_in_the_hash_of_its_database(tmp_path: Pat
 
 def test_a_reward_model_that_nothing_would_teach_is_refused() -> None:
     with pytest.raises(UsageError, match="leaves a head of chance"):
-        read_recipe(Path("recipes/aligned.toml"), ["reward.reads_likelihood=false"])
+        read_recipe(Path("recipes/laptop.toml"), ["reward.reads_likelihood=false"])
 
 
 def test_ones_own_prompts_and_comparisons_take_the_place_of_the_worlds(tmp_path: Path) -> None:
-    recipe = read_recipe(Path("recipes/aligned.toml"), [])
+    recipe = read_recipe(Path("recipes/laptop.toml"), [])
     assert _prompts([], recipe, tmp_path)[0] == [tmp_path / "comparisons" / "policy_prompts.jsonl"]
     assert _prompts(["mine.jsonl"], recipe, tmp_path)[0] == [Path("mine.jsonl")]
     databases, inputs, parents = _feedback([f"sqlite:///{tmp_path}/mine.db"], recipe, tmp_path)
@@ -130,7 +130,7 @@ def test_ones_own_prompts_and_comparisons_take_the_place_of_the_worlds(tmp_path:
 
 
 def test_a_file_that_a_late_stage_would_miss_is_missed_before_the_first(tmp_path: Path) -> None:
-    origin = Path("recipes/aligned.toml")
+    origin = Path("recipes/laptop.toml")
     for table in ("ppo.prompts", "reward.feedback"):
         recipe = read_recipe(origin, [f"{table}=[{tmp_path}/none]"])
         with pytest.raises(UserError, match=rf"\[{table.partition('.')[0]}\] reads .*none, which is missing"):
@@ -144,7 +144,7 @@ def test_a_world_too_small_for_its_comparisons_is_told_before_training(
         raise ValueError(f"a world of {world.entities} entities has only 5 of {count} different questions")
 
     monkeypatch.setattr("talaria.feedback.comparisons.practice_items", practice_items)
-    origin = Path("recipes/aligned.toml")
+    origin = Path("recipes/laptop.toml")
     recipe = read_recipe(origin, [f"run.folder={tmp_path}", "world.entities=60"])
     with pytest.raises(UsageError, match=r"60 entities has only 5 of 3600 .* ask for fewer prompts, or a larger world"):
         check_sources(recipe, origin, None)
@@ -153,7 +153,7 @@ def test_a_world_too_small_for_its_comparisons_is_told_before_training(
 
 def test_an_answer_that_leaves_its_prompt_no_room_is_told_before_training(recipe: Path) -> None:
     with pytest.raises(UsageError, match=r"ppo.max_tokens is 256, which leaves a prompt no room"):
-        read_recipe(Path("recipes/aligned.toml"), ["ppo.max_tokens=256"])
+        read_recipe(Path("recipes/laptop.toml"), ["ppo.max_tokens=256"])
     for stage in ("ppo", "grpo"):
         short = read_recipe(recipe, [f"{stage}.max_tokens=250"])
         with pytest.raises(UsageError, match=f"lower {stage}.max_tokens"):
@@ -171,7 +171,7 @@ def test_a_password_in_a_databases_url_is_in_no_file_of_the_run(
     url = "postgresql://me:se:c/ret@server/choices"
     monkeypatch.setattr("talaria.alignment._choices_sha256", lambda given: f"choices in {len(given)}")
     monkeypatch.setattr("sys.argv", ["talaria", "reward", f"reward.feedback=[{url}]", "x?password=se:c/ret"])
-    recipe = read_recipe(Path("recipes/aligned.toml"), [f"run.folder={tmp_path}", f"reward.feedback=[{url}]"])
+    recipe = read_recipe(Path("recipes/laptop.toml"), [f"run.folder={tmp_path}", f"reward.feedback=[{url}]"])
     [stage] = [made for made in stages(recipe) if made.name == "reward"]
     read = []
     alone = replace(
@@ -209,4 +209,4 @@ def test_a_fine_tuned_model_can_be_taken_as_it_is(recipe: Path, tmp_path: Path) 
     run_recipe(own, [])
     assert sha256(tmp_path / "own" / "sft" / "model") == sha256(recipe.parent / "base")
     with pytest.raises(UsageError, match=r"sft\.epochs = 0 takes a fine-tuned model as it is; name it by sft.base"):
-        read_recipe(Path("recipes/aligned.toml"), ["sft.epochs=0"])
+        read_recipe(Path("recipes/laptop.toml"), ["sft.epochs=0"])

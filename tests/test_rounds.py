@@ -281,17 +281,21 @@ def test_a_world_too_small_for_a_later_round_is_told_at_once(tmp_path: Path, mon
         return []
 
     monkeypatch.setattr("talaria.feedback.comparisons.practice_items", practice_items)
-    origin = Path("recipes/aligned.toml")
+    origin = Path("recipes/laptop.toml")
     recipe = read_recipe(origin, [f"run.folder={tmp_path}", "rounds.prompts=1601"])
     with pytest.raises(UsageError, match="has only 3600 of 3601; ask for fewer prompts, or a larger world"):
         check_sources(recipe, origin, "rounds")
 
 
-def stages_of(*overrides: str, path: Path = Path("recipes/aligned.toml")) -> dict[str, Any]:
+DEMO = Path("recipes/laptop.toml")
+
+
+def stages_of(*overrides: str, path: Path = DEMO) -> dict[str, Any]:
     from talaria.alignment import alignment_stages
     from talaria.recipe import read_recipe
 
-    recipe = read_recipe(path, list(overrides))
+    plain = ["ppo.also_without_ptx=false", "ppo.ptx_coefficient=0"] if path == DEMO else []
+    recipe = read_recipe(path, [*plain, *overrides])
     return {stage.name: stage for stage in alignment_stages(recipe, Path("runs/aligned"))}
 
 

@@ -269,7 +269,7 @@ def run_recipe(path: Path, overrides: list[str], until: str | None = None, force
             started = time.monotonic()
             ran = run_stage(at, stage, force and stage.name == last)
             told = f"done in {time.monotonic() - started:,.1f} s" if ran else "is current"
-            console.print(f"[bold]{stage.name:<14}[/bold]{told}")
+            console.print(f"[bold]{stage.name:<16}[/bold]{told}")
             if stage.name.startswith("round-"):
                 from talaria.report.alignment import round_sentence
 

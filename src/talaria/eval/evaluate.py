@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from rich.console import Console
 from rich.progress import track
 
 from talaria.errors import UserError
@@ -214,7 +216,13 @@ def _generate(
     prompts = [prompt_ids(engine.tokenizer, item, strategy) for item in items]
     answers: list[str] = []
     starts = range(0, len(prompts), _ASKED_AT_ONCE)
-    for start in track(starts, description=f"evaluate {title}".strip(), transient=True):
+    for start in track(
+        starts,
+        description=f"evaluate {title}".strip(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ):
         completions = engine.generate(
             prompts[start : start + _ASKED_AT_ONCE],
             max_tokens=settings.max_tokens,

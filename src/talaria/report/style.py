@@ -50,7 +50,7 @@ th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var
 th { font-weight: 600; } thead th { color: var(--soft); font-weight: 500; font-size: .82rem; }
 td.n, th.n { text-align: right; white-space: nowrap; } tr > :last-child { padding-right: 0 !important; }
 .scores td { border-bottom: 0; padding: 2px 12px 2px 0; } .scores tbody th { padding: 14px 0 4px; border-bottom: 0; }
-.scores td.model { width: 8.5em; } .scores td.track { width: 45%; }
+.scores td.model { width: 9.5em; white-space: nowrap; } .scores td.track { width: 42%; }
 .scores .main td.model, .scores .main td.score { font-weight: 600; } .scores .unit { font-weight: 400; }
 .scores .null td { color: var(--soft); }
 .bar { display: block; width: 100%; height: 12px; border-radius: 3px; }
