@@ -1,5 +1,6 @@
 """What alignment gives and costs, over seeds: the reward model against the labelers' agreement, PPO-ptx and best-of-16
-against the best fine-tuned checkpoint, three rounds, PPO without its KL term, PPO without pretraining text.
+against the best fine-tuned checkpoint, three rounds; PPO without its KL term and PPO with it, with pretraining text and
+without.
 
     python bench/alignment_study.py --folder runs/study --seeds 0 1 2 3 4     # makes what is missing, then the tables
     python bench/alignment_study.py --folder runs/study --seeds 0 1 2 3 4 --tables
@@ -52,6 +53,7 @@ from talaria.world.settings import WorldSettings
 RECIPE = Path(__file__).with_suffix(".toml")
 BASE_STAGES = ("world", "corpus", "tokenizer", "pretrain", "sft")
 ROUNDS, N, ROWS = 3, 16, 128
+VARIANTS = "ppo-without-ptx", "ppo-without-kl", "ppo-ptx-without-kl"
 CHECKPOINT_ITEMS, EXAM_ITEMS, BEST_OF_ITEMS = 200, 520, 260
 
 
@@ -128,7 +130,8 @@ def arms(recipe: Recipe, at: Path) -> Iterator[Stage]:
     plain = recipe.ppo.model_copy(update={"ptx_coefficient": 0.0})
     yield _ppo(plain, at, 1, seed, name="ppo-without-ptx")
     yield _ppo(without_kl(plain), at, 1, seed, name="ppo-without-kl")
-    for name in ("best", *(numbered("ppo", n) for n in range(1, ROUNDS + 1)), "ppo-without-ptx", "ppo-without-kl"):
+    yield _ppo(without_kl(recipe.ppo), at, 1, seed, name="ppo-ptx-without-kl")
+    for name in ("best", *(numbered("ppo", n) for n in range(1, ROUNDS + 1)), *VARIANTS):
         yield _measured(name, at, seed)
     yield Stage(
         "best-of-16",
@@ -347,7 +350,7 @@ def _told_reward(runs: dict[int, Path]) -> None:
 def _told_wins(runs: dict[int, Path]) -> None:
     arms = [(numbered("ppo", n), "best") for n in range(1, ROUNDS + 1)]
     arms += [(numbered("ppo", n), numbered("ppo", n - 1)) for n in range(2, ROUNDS + 1)]
-    arms += [("best-of-16", "best"), ("ppo-without-ptx", "best"), ("ppo-without-kl", "best")]
+    arms += [(name, "best") for name in ("best-of-16", *VARIANTS)]
     for name in dict.fromkeys(name for arm in arms for name in arm[::-1] if name != "best-of-16"):
         values = [_json(at, f"measured-{name}", "measured.json") for at in runs.values()]
         told = ", ".join(
@@ -413,12 +416,14 @@ def _told_tax(runs: dict[int, Path]) -> None:
         return float(_json(at, f"measured-{name}", "measured.json")["page_loss"])
 
     print(f"loss on held-out pages, nats a token; fine-tuned: {_over(runs, lambda at: loss(at, 'best'))}")
-    for name in ("ppo-without-ptx", "ppo", "ppo-without-kl"):
-        print(f"  tax of {name}: {_over(runs, lambda at, name=name: loss(at, name) - loss(at, 'best'))}")
-    saved = _over(
-        runs, lambda at: (loss(at, "ppo-without-ptx") - loss(at, "best")) / 2 - (loss(at, "ppo") - loss(at, "best"))
-    )
-    print(f"  half the tax without ptx, minus the tax with it (above 0: at least halved): {saved}")
+    for without, ptx in (("ppo-without-ptx", "ppo"), ("ppo-without-kl", "ppo-ptx-without-kl")):
+        for name in (without, ptx):
+            print(f"  tax of {name}: {_over(runs, lambda at, name=name: loss(at, name) - loss(at, 'best'))}")
+
+        def saved(at: Path, without: str = without, ptx: str = ptx) -> float:
+            return (loss(at, without) - loss(at, "best")) / 2 - (loss(at, ptx) - loss(at, "best"))
+
+        print(f"  half the tax of {without}, less that of {ptx} (above 0: at least halved): {_over(runs, saved)}")
 
 
 if __name__ == "__main__":
