@@ -42,8 +42,9 @@ format: setup-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Two processes; the tests of a file share its fixtures, and stay in one of them.
 test: setup-dev
-	$(BIN)/pytest -m 'not services'
+	$(BIN)/pytest -m 'not services' -n 2 --dist loadfile
 
 # Needs Debian's chromium and PostgreSQL: apt-get install chromium postgresql
 test-services: setup-dev

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from forked import forked
 
 from talaria.run import read_metrics, sha256
 from talaria.train.checkpoint import checkpoints
@@ -24,17 +25,14 @@ def assert_kills_change_nothing(
     *,
     kills: int,
     pause: float,
-    preload: Sequence[str],
     resumed: int = 1,
 ) -> None:
     """`work(run folder)` makes stage `name`. SIGKILL it `kills` times, each within `pause` seconds of a checkpoint or
     of its start, let every run that was begun come to its end, and compare `files` and metrics with an undisturbed one.
 
-    `work` must be picklable; `preload` names the modules of the process that forks. At least `resumed` different
-    checkpoints were gone on from.
+    `work` must be picklable. At least `resumed` different checkpoints were gone on from.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    context = forked()
 
     def start(run: Path) -> BaseProcess:
         process = context.Process(target=work, args=(run,))

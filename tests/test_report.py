@@ -270,6 +270,10 @@ def _write_alignment(run: Path) -> None:
         "out_of_distribution": {"auroc": 0.53, "held_out": 1.0, "strange": 1.1},
     }  # fmt: skip
     _write(run / "reward" / "reward.json", json.dumps(quality))
+    for stage, choices, right in (("comparisons", 700, 600), ("comparisons-2", 300, 240)):
+        told = {"choices": choices, "choices_of_the_judge": right}
+        _write(run / stage / "comparisons.json", json.dumps(told))
+        _write(run / stage / "manifest.json", "{}")
     rows = [
         {"step": n, "reward": 0.1 * n, "gold_right": 0.9, "gold_good": 1 - 0.02 * n, "kl": 0.1, "entropy": 0.3,
          "answer_tokens": 12.0, "clip_share": 0.01}
@@ -306,8 +310,9 @@ def test_alignment_is_told_with_ties_apart_and_no_more_than_is_known(run: Path) 
     of_rounds = [row for row in cells if len(row) == 11]
     assert [row[:2] for row in of_rounds] == [["1", "1,234"], ["2", "2,468"]]
     assert "71.0 % (66 to 76) of 317 decided pairs" in page.text and "AUROC of 0.53" in page.text
+    assert "the labelers themselves are right in 84.0 % of 1,000 choices" in page.text
     assert "13 became good, 5 stopped being good" in page.text
-    assert list(read_run(run).manifests)[-5:] == ["ppo", "round-1", "ppo-2", "round-2", "eval"]
+    assert list(read_run(run).manifests)[-5:] == ["round-1", "comparisons-2", "ppo-2", "round-2", "eval"]
 
 
 def test_gold_against_proxy_goes_right_and_down_where_reward_is_gamed(run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import sqlite3
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import forked
 from tiny_alignment import WORDS, tiny_policy, tiny_tokenizer, write_comparisons, write_prompts
 
 from talaria.errors import UserError
@@ -123,8 +123,7 @@ def _is_clock(name: str) -> bool:
 
 def test_killed_at_random_instants_two_rounds_end_as_undisturbed_ones(base: Path, tmp_path: Path) -> None:
     undisturbed, killed = in_the_world(tmp_path / "undisturbed", base), in_the_world(tmp_path / "killed", base)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["talaria.train.ppo", "talaria.eval.rounds", "talaria.pipeline", __name__])
+    context = forked()
 
     def start(recipe: Path) -> BaseProcess:
         process = context.Process(target=run_rounds, args=(recipe,))

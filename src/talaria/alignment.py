@@ -255,8 +255,8 @@ def _feedback(
     given: list[str], recipe: Recipe, at: Path, number: int = 1
 ) -> tuple[list[str], dict[str, Path | Revision], list[str]]:
     """Databases of all comparisons up to a round, the same as inputs, and parents. The revision of one behind a URL is
-    the hash of its choices, which tells later that there are others. People's choices are frozen as a whole in each
-    round."""
+    the hash of its choices, which tells later that there are others: taken anew for each stage, since a stage that
+    begins hours after another reads what is there then. People's choices are frozen as a whole in each round."""
     asks_people = recipe.rounds is not None and recipe.world is None
     if asks_people and recipe.reward is not None and given == recipe.reward.feedback:
         stages, given = [numbered("comparisons", number)], []

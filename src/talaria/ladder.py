@@ -34,10 +34,10 @@ from typing import Any
 from talaria.errors import UsageError, UserError
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape
-from talaria.pipeline import LADDER, PretrainStage, console, stages
+from talaria.pipeline import LADDER, PretrainStage, console, pretrain_stage, stages
 from talaria.preflight import check_sources
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Stage, atomic_write, is_current, lock, output_sha256, read_metrics, run_stage
+from talaria.run import atomic_write, is_current, lock, output_sha256, read_metrics, run_stage
 from talaria.scaling.ray import RayPrediction, predict_along
 from talaria.train.settings import PretrainSettings, Stretch, TrainingPlan, plan_pretraining
 
@@ -122,15 +122,20 @@ def climb(path: Path, overrides: list[str], pictures: Path | None = None) -> Pre
         rungs = plan_rungs(recipe, own, n_tokens, str(path))
         losses = []
         for number, rung in enumerate(rungs, 1):
-            ran = run_stage(at, _stage(rung, at))
+            ran = run_stage(at, pretrain_stage(rung.settings, at, None, rung.name))
             losses.append(_held_out_loss(at / rung.name))
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"{at / rung.name}: a held-out loss of {losses[-1]}, which no law passes through; lower "
+                    "pretrain.optimizer.learning_rate"
+                )
             size = f"{rung.size:,} parameters on {rung.plan.tokens:,} tokens"
             kept = "" if ran else " (is current)"
             console.print(f"rung {number} of {len(rungs)}: {size}: loss {losses[-1]:.4f}{kept}")
         _write_points(at / "ladder.csv", rungs, losses)
         law = predict_along([rung.size for rung in rungs], losses, own.size, LEVEL, recipe.run.seed)
         # Another seed, rate or optimizer is another run, of which nothing was predicted.
-        reached = _held_out_loss(at / "pretrain") if is_current(at, _stage(own, at)) else None
+        reached = _held_out_loss(at / "pretrain") if is_current(at, pretrain_stage(own.settings, at, None)) else None
         larger = own.compute / max(rung.compute for rung in rungs)
         prediction = Prediction(len(rungs), larger, law, reached)
         plan = {"loss": (law.low, law.high), "band": [stretch.model_dump() for stretch in _band(rungs, own, at)]}
@@ -231,15 +236,6 @@ def _own(recipe: Recipe, at: Path) -> tuple[Rung, int]:
     shape = resolve_shape(recipe.model, vocab_size)
     settings = PretrainStage(seed=recipe.run.seed, model=recipe.model, pretrain=recipe.pretrain)
     return Rung("pretrain", settings, shape, plan_pretraining(recipe.pretrain, shape, n_tokens)), n_tokens
-
-
-def _stage(rung: Rung, at: Path) -> Stage:
-    def work(folder: Path) -> None:
-        from talaria.train.pretrain import pretrain
-
-        pretrain(rung.settings.pretrain, rung.settings.model, at / "tokenizer", rung.settings.seed, folder)
-
-    return Stage(rung.name, rung.settings, {"tokenizer": at / "tokenizer"}, ("tokenizer",), work)
 
 
 def _held_out_loss(folder: Path) -> float:

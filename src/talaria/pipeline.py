@@ -66,7 +66,7 @@ def stages(recipe: Recipe) -> Iterator[Stage]:
     if recipe.conversations is not None:
         yield _conversations(recipe.conversations, at)
     if recipe.pretrain is not None:
-        yield _pretrain(PretrainStage(seed=seed, model=recipe.model, pretrain=recipe.pretrain), recipe, at)
+        yield pretrain_stage(PretrainStage(seed=seed, model=recipe.model, pretrain=recipe.pretrain), at, recipe)
     if recipe.sft is not None:
         yield _sft(SftStage(seed=seed, sft=recipe.sft), recipe, at)
     yield from alignment_stages(recipe, at)
@@ -120,25 +120,33 @@ def _tokenizer(settings: TokenizerSettings, at: Path) -> Stage:
     return Stage("tokenizer", settings, {"corpus": at / "corpus"}, ("corpus",), work)
 
 
-def _pretrain(settings: PretrainStage, recipe: Recipe, at: Path) -> Stage:
+def pretrain_stage(settings: PretrainStage, at: Path, recipe: Recipe | None, name: str = "pretrain") -> Stage:
+    """`recipe` is that of the run; None for a ladder's rung, which is no run that later stages go on from."""
+
     def work(folder: Path) -> None:
         from talaria.train.pretrain import pretrain
 
-        check_texts(recipe)
-        predicted = _predicted(settings, recipe.plan, at)
+        predicted = PlanSettings()
+        if recipe is not None:
+            check_texts(recipe)
+            predicted = _predicted(settings, recipe.plan, at)
         pretrain(settings.pretrain, settings.model, at / "tokenizer", settings.seed, folder, predicted)
 
-    return Stage("pretrain", settings, {"tokenizer": at / "tokenizer"}, ("tokenizer",), work)
+    return Stage(name, settings, {"tokenizer": at / "tokenizer"}, ("tokenizer",), work)
 
 
 def _predicted(settings: PretrainStage, plan: PlanSettings | None, at: Path) -> PlanSettings:
     """What the recipe's [plan] says of the run, and in place of its loss what a ladder's rungs said of this very
     run on this very text."""
     plan = plan or PlanSettings()
-    told = read_json(at / LADDER) if (at / LADDER).is_file() else {}
-    if told.get("predicted_run") != settings.model_dump(mode="json"):
+    if not (at / LADDER).is_file():
         return plan
-    if told.get("text_sha256") != output_sha256(at / "tokenizer"):
+    told = read_json(at / LADDER)
+    other = "settings" if told.get("predicted_run") != settings.model_dump(mode="json") else None
+    if other is None and told.get("text_sha256") != output_sha256(at / "tokenizer"):
+        other = "text"
+    if other is not None:
+        console.print(f"{at / LADDER} is of other {other}, so it predicts nothing of this run; see talaria ladder")
         return plan
     return PlanSettings(**plan.model_dump() | told["plan"])
 

@@ -27,13 +27,11 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
         from talaria.corpus.files import find_files
 
         find_files([name for name in recipe.corpus.paths if not name.startswith(HUB)])
-    if recipe.sft is not None and until not in ("world", "corpus", "tokenizer", "conversations", "pretrain"):
+    if recipe.sft is not None and _comes("sft", until):
         from talaria.tokens.conversations import read_conversations
 
         for file in recipe.sft.conversations:
             read_conversations(file)
-        if recipe.sft.base is not None and not is_finished(run_path(recipe) / "sft"):
-            _check_base(recipe.sft.base)
     _check_alignment(recipe, until)
     for name in ("reward", "dpo", "grpo", "ppo"):
         settings = getattr(recipe, name)
@@ -57,15 +55,14 @@ def check_sources(recipe: Recipe, origin: Path, until: str | None) -> None:
 
 
 def _check_alignment(recipe: Recipe, until: str | None) -> None:
-    """Enough questions in the world, and room for answers in the context of a given model."""
+    """Enough questions in the world; a given base model, and room for answers in its context."""
+    at, base = run_path(recipe), recipe.sft.base if recipe.sft is not None else None
     coming = [name for name in TUNED if getattr(recipe, name) is not None and _comes(name, until)]
-    if "comparisons" in coming and not is_finished(run_path(recipe) / "comparisons"):
+    if "comparisons" in coming and not is_finished(at / "comparisons"):
         _world_items(recipe)
-    if recipe.sft is not None and recipe.sft.base is not None and coming:
-        from talaria.model.checkpoint import load_model
-
-        model, tokenizer = load_model(recipe.sft.base)
-        _check_rollouts(recipe, coming, tokenizer, model.shape.context)
+    if base is not None and (coming or (_comes("sft", until) and not is_finished(at / "sft"))):
+        tokenizer, context = _read_base(base)
+        _check_rollouts(recipe, coming, tokenizer, context)
 
 
 def _comes(stage: str, until: str | None) -> bool:
@@ -115,16 +112,17 @@ def _check_rollouts(recipe: Recipe, coming: list[str], tokenizer: Tokenizer, con
             )
 
 
-def _check_base(base: str) -> None:
-    """A model can be read there, and its chat template can be trained."""
+def _read_base(base: str) -> tuple[Tokenizer, int]:
+    """Tokenizer and context of a model that can be read there, and whose chat template can be trained."""
     from talaria.model.checkpoint import load_model
     from talaria.tokens.chat import encode_chat
 
     try:
-        _, tokenizer = load_model(base)
+        model, tokenizer = load_model(base)
         encode_chat(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     except UserError as error:
         raise UserError(f"sft.base={base}: {error}") from None
+    return tokenizer, model.shape.context
 
 
 def check_texts(recipe: Recipe) -> None:

@@ -44,6 +44,8 @@ def test_labelers_agree_with_the_judge_in_about_the_stated_share(stage: Path) ->
         if choice:
             decided, agreed = decided + 1, agreed + (choice == 1 and len(comparison.ranking) == 2)
     assert decided > 30
+    summary = json.loads((stage / "comparisons.json").read_text())
+    assert (summary["choices"], summary["choices_of_the_judge"]) == (decided, agreed)
     assert abs(agreed / decided - 0.836) < 4 * (0.836 * 0.164 / decided) ** 0.5
     assert {comparison.criterion for comparison in comparisons} <= {"helpful", "harmless"}
 

@@ -205,6 +205,13 @@ def test_a_meta_model_allocates_nothing_and_can_be_filled() -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+def test_a_model_that_is_to_be_filled_draws_no_normal_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: values of "meta" tables were drawn, for which torch loads its compiler: seconds before every chat."""
+    monkeypatch.setattr("torch.nn.init.normal_", lambda *given, **named: pytest.fail("a value was drawn"))
+    shape = shape_from_depth(2, vocab_size=50, positions="learned", ngram_embeddings=1, tie_embeddings=True)
+    assert all(parameter.requires_grad for parameter in Transformer(shape, device="meta").parameters())
+
+
 def test_shapes_are_kept_with_the_model() -> None:
     shape = ModelShape(vocab_size=9, n_layers=1, d_model=8, n_heads=2)
     assert Transformer(shape).shape is shape

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from command_line import talaria
 
-from talaria.ladder import Rung, _band, plan_rungs
+from talaria.errors import UserError
+from talaria.ladder import Rung, _band, climb, plan_rungs
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.pipeline import PretrainStage, _predicted
 from talaria.recipe import Recipe
@@ -137,7 +138,7 @@ def test_a_step_that_was_skipped_and_a_stretch_without_a_law_end_no_ladder(tmp_p
     assert all(stretch.low < 3 + (own.size / 1e4) ** -0.3 < stretch.high for stretch in band)
 
 
-def test_a_prediction_is_of_one_text(tmp_path: Path) -> None:
+def test_a_prediction_is_of_one_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The bug: after a change of [corpus] or [tokenizer] the run was held against what other text had told."""
     settings = PretrainStage(seed=0, model=ModelSettings(), pretrain=PretrainSettings(tokens=1000))
     manifest = tmp_path / "tokenizer" / "manifest.json"
@@ -150,8 +151,21 @@ def test_a_prediction_is_of_one_text(tmp_path: Path) -> None:
     assert _predicted(settings, None, tmp_path).loss == (2.0, 3.0)
     atomic_write(manifest, to_json({"outputs": {"shards/train-0.bin": "ab"}, "seconds": 2.0}))
     assert _predicted(settings, None, tmp_path).loss == (2.0, 3.0), "made again, it is the same text"
+    capsys.readouterr()
     atomic_write(manifest, to_json({"outputs": {"shards/train-0.bin": "cd"}, "seconds": 1.0}))
     assert _predicted(settings, None, tmp_path).loss is None
+    assert "ladder.json is of other text, so it predicts nothing of this run" in capsys.readouterr().err
+    assert _predicted(settings.model_copy(update={"seed": 1}), None, tmp_path).loss is None
+    assert "ladder.json is of other settings" in capsys.readouterr().err
+
+
+def test_a_rung_that_diverged_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, _ = rungs_of(PretrainSettings(tokens=50_000_000), 60_000_000)
+    monkeypatch.setattr("talaria.ladder.run_stage", lambda at, stage: False)
+    monkeypatch.setattr("talaria.ladder._own", lambda recipe, at: (own, 60_000_000))
+    monkeypatch.setattr("talaria.ladder._held_out_loss", lambda folder: math.nan)
+    with pytest.raises(UserError, match=r"rung-1: a held-out loss of nan.*lower pretrain\.optimizer\.learning_rate"):
+        climb(Path("small.toml"), [])
 
 
 def test_heads_and_widths_are_drawn_in_together() -> None:

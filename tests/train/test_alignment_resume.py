@@ -90,5 +90,4 @@ def test_killed_at_random_instants_the_weights_are_the_same_bit_for_bit(
         tmp_path,
         kills=wanted,
         pause=0.15,
-        preload=["talaria.train.ppo", "talaria.train.grpo", "talaria.train.dpo", __name__],
     )

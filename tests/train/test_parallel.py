@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
+from forked import forked
 from safetensors.torch import load_file
 
 from talaria.corpus.document import Document
@@ -62,7 +63,8 @@ def test_two_ranks_make_the_stage_that_one_makes(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(one_rank, args=(port, str(tmp_path / "two"), str(tokens)), nprocs=2)
+    forked()
+    mp.start_processes(one_rank, args=(port, str(tmp_path / "two"), str(tokens)), nprocs=2, start_method="forkserver")
     run(tmp_path / "one", tokens)
     assert verify(tmp_path / "two") == []
     one, two = (load_file(tmp_path / name / "pretrain" / "model" / "model.safetensors") for name in ("one", "two"))

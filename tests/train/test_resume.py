@@ -113,7 +113,6 @@ def test_killed_at_random_instants_the_weights_are_the_same_bit_for_bit(
         tmp_path,
         kills=wanted,
         pause=0.2,
-        preload=["talaria.train.pretrain", "talaria.train.sft", __name__],
         resumed=wanted // 3,
     )
 

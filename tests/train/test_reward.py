@@ -165,6 +165,15 @@ def test_micro_batches_hold_every_prompt_once_within_their_tokens(tokenizer: Tok
             assert len(piece) == 1 or as_answers(piece).inputs_BT.numel() <= most
 
 
+def test_pieces_of_eight_prompts_are_for_cpus_alone(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, _, _ = read_compared([write_comparisons(tmp_path / "f.db")], tokenizer, 64, 0.25, seed=0)
+    for device, longest in (("cpu", 8), ("cuda", len(training))):
+        monkeypatch.setattr("talaria.train.reward.default_device", lambda device=device: torch.device(device))
+        assert max(map(len, as_micro_batches(training, 1_000_000, 1))) == longest > 7
+
+
 def test_after_training_no_more_tokens_are_read_at_a_time_than_in_it(tokenizer: Tokenizer) -> None:
     """The bug: 64 rows, whatever the setting, which for a large model is all of the memory."""
     draw = random.Random(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from forked import forked
 from random_weights import random_model
 
 from talaria.errors import UserError
@@ -231,7 +232,8 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_one_rank, args=(port, str(tmp_path)), nprocs=2)
+    forked()
+    mp.start_processes(_one_rank, args=(port, str(tmp_path)), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
     model = make_model()

@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def world() -> World:
     return build_world(SETTINGS)
 
 
+@cache
 def _rows(folder: Path, name: str) -> list[Row]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -49,6 +51,7 @@ def _texts(folder: Path, leaked: bool = False) -> list[str]:
     return pages + turns
 
 
+@cache
 def _bare(text: str) -> str:
     """Letters and digits only, so that spacing, case and punctuation hide nothing."""
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())

@@ -2,7 +2,8 @@
 
 In: a model, the world's settings. Out, below the stage's folder: feedback.db (a `FeedbackStore`), policy_prompts.jsonl
 (items that nobody has compared, for the policy), items.jsonl (the items of the compared prompts, so that the judge can
-be asked) and comparisons.json (what the pool of answers holds, and how far labelers agree).
+be asked) and comparisons.json (what the pool of answers holds, how far labelers agree, and
+how many of their choices are the judge's).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def collect_comparisons(
     )
     pools = [_pool(answers[i : i + settings.answers]) for i in range(0, len(answers), settings.answers)]
     store = FeedbackStore(folder / DATABASE)
-    agreed, asked_twice = 0, 0
+    agreed, asked_twice, right, told = 0, 0, 0, 0
     draw = random.Random(seed)
     people = [Labeler(f"labeler-{number}", seed) for number in range(settings.labelers)]
     for number, (item, pool) in enumerate(zip(compared, pools, strict=True)):
@@ -61,6 +62,8 @@ def collect_comparisons(
         choices = [labeler.compare(item, number, texts) for labeler in asked]
         for labeler, pairs in zip(asked, choices, strict=True):
             for i, j, choice in pairs:
+                if gold := judge(item, texts[i], texts[j]):
+                    told, right = told + 1, right + (choice == gold)
                 ranking = [[ids[i], ids[j]]] if choice == 0 else [[ids[i]], [ids[j]]][::choice]
                 store.append_comparison(prompt, ranking, annotator=labeler.name, criterion=objective(item))
         if len(choices) == 2:
@@ -76,6 +79,8 @@ def collect_comparisons(
         "agreement": agreed / asked_twice if asked_twice else None,
         "agreement_interval": wilson_interval(agreed, asked_twice) if asked_twice else None,
         "pairs_asked_twice": asked_twice,
+        "choices": told,
+        "choices_of_the_judge": right,
     }
     atomic_write(folder / "comparisons.json", to_json(summary))
 

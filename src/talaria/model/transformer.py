@@ -95,6 +95,14 @@ class Block(nn.Module):
         return y
 
 
+def _table(rows: int, columns: int) -> nn.Embedding:
+    """Without the initial values that nn.Embedding draws: on "meta" these load torch's compiler, in seconds."""
+    table: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+        torch.empty(rows, columns), freeze=False
+    )
+    return table
+
+
 class Transformer(nn.Module):
     """Decoder-only transformer.
 
@@ -109,11 +117,11 @@ class Transformer(nn.Module):
         self.shape = shape
         # Built without memory first, so that no layer draws initial values that reset_parameters then overwrites.
         with torch.device("meta"):
-            self.embed = nn.Embedding(shape.vocab_size, shape.d_model)
+            self.embed = _table(shape.vocab_size, shape.d_model)
             if shape.positions == "learned":
-                self.position_embed = nn.Embedding(shape.context, shape.d_model)
+                self.position_embed = _table(shape.context, shape.d_model)
             self.ngram_embeds = nn.ModuleList(
-                nn.Embedding(shape.vocab_size, shape.d_model) for _ in range(shape.ngram_embeddings)
+                _table(shape.vocab_size, shape.d_model) for _ in range(shape.ngram_embeddings)
             )
             self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.n_layers))
             self.final_norm = build_norm(shape)

@@ -1,7 +1,7 @@
 """What alignment came to: wins, curves of the policies, trust in the reward model, answers before and after, rounds.
 
-In: preferences.json, round.json, reward.json, metrics of the policies. Out: a section of the report; empty where a run
-has no alignment.
+In: preferences.json, round.json, reward.json, comparisons.json, metrics of the policies. Out: a section of the report;
+empty where a run has no alignment.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from talaria.report.chart import Series, interval_bar, line_chart, with_median
 from talaria.report.run_data import RunData, is_policy, title_of
 
 _LONGEST = 400
-_ABOVE_THE_LABELERS = 0.836
-"""Agreement of the world's labelers with the judge (docs/world.md): none is right against more of their choices."""
+_CHOICES = ("choices", "choices_of_the_judge")
 
 
 def alignment_section(data: RunData) -> str:
@@ -195,8 +194,9 @@ def _reward_model(data: RunData, stage: str) -> str:
         f"On held-out prompts its better answer is the one that was chosen in "
         f"{_percent(together['accuracy'], together['interval'])} of {together['pairs']:,} decided pairs"
     ]
-    if "world" in data.manifests and together["pairs"]:
-        lines[0] += f" (the labelers themselves are right in {100 * _ABOVE_THE_LABELERS:.1f} %)"
+    choices, right = (sum(told.get(key, 0) for told in data.comparisons.values()) for key in _CHOICES)
+    if choices and together["pairs"]:  # none is right against more of their choices
+        lines[0] += f" (the labelers themselves are right in {_percent(right / choices)} of {choices:,} choices)"
     lines[0] += "."
     apart = [
         f"{name} {_percent(quality[name]['accuracy'], quality[name]['interval'])} of {quality[name]['pairs']:,}"

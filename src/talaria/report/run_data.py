@@ -37,6 +37,8 @@ class RunData:
     continuations: dict[str, list[dict[str, Any]]]
     ladder: dict[str, Any] | None
     """What the rungs of a ladder predicted of pretraining."""
+    comparisons: dict[str, dict[str, Any]]
+    """What the simulated labelers of each round came to."""
     quality: dict[str, dict[str, Any]]
     """What each reward model is worth."""
     rounds: list[dict[str, Any]]
@@ -82,6 +84,7 @@ def read_run(folder: Path) -> RunData:
         items=_each_model(folder, "items-"),
         continuations=_each_model(folder, "continuations-"),
         ladder=read_json(ladder) if (ladder := folder / "ladder.json").is_file() else None,
+        comparisons=_each(folder, "comparisons.json", read_json),
         quality=_each(folder, "reward.json", read_json),
         rounds=sorted(rounds.values(), key=lambda told: int(told["round"])),
         preferences=read_json(preferences) if preferences.is_file() else None,

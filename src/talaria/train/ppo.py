@@ -55,7 +55,7 @@ from talaria.train.value_head import fit_value
 from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
-_PIECE_ROWS = 8  # rows of like length that go through a network together
+_PIECE_ROWS = 8  # rows of like length that go through a network together on a CPU
 
 
 class Rollouts(NamedTuple):
@@ -270,7 +270,9 @@ def update(
 
     cores = tuning.cores(len(batch.mask_BT))
     rows = micro_rows(len(batch.mask_BT), batch.mask_BT.shape[1], settings.micro_batch_tokens, cores)
-    pieces = in_pieces(batch, min(rows, _PIECE_ROWS))
+    if default_device().type == "cpu":
+        rows = min(rows, _PIECE_ROWS)
+    pieces = in_pieces(batch, rows)
     loss = tuning.backward(loss_of, list(enumerate(pieces)), n_tokens, "") / n_tokens
     if ptx is not None:
         # Its own mean, whatever the number of answer tokens, times the coefficient (Ouyang et al. 2022, eq. 2).

@@ -34,7 +34,7 @@ from talaria.train.policy_losses import ranking_loss
 from talaria.train.settings import RewardSettings
 from talaria.train.tuning import Tuning
 
-_PIECE_PROMPTS = 8
+_PIECE_PROMPTS = 8  # that go through a network together on a CPU
 
 
 @dataclass
@@ -252,9 +252,11 @@ def as_answers(prompts: Sequence[Compared]) -> Answers:
 
 
 def as_micro_batches(prompts: list[Compared], micro_tokens: int, cores: int) -> list[list[Compared]]:
-    """Whole prompts together, at most `_PIECE_PROMPTS`, at least one micro-batch for each core, bounded in tokens with
-    their padding. Prompts of similar length are neighbours, so that there is little of it."""
-    most = min(_PIECE_PROMPTS, -(-len(prompts) // max(1, cores)))
+    """Whole prompts together, at least one micro-batch for each core, bounded in tokens with their padding; on a CPU at
+    most `_PIECE_PROMPTS` prompts. Prompts of similar length are neighbours, so that there is little padding."""
+    most = -(-len(prompts) // max(1, cores))
+    if default_device().type == "cpu":
+        most = min(most, _PIECE_PROMPTS)
     pieces: list[list[Compared]] = []
     for prompt in sorted(prompts, key=_longest):  # the newest of a piece is its longest
         if pieces and len(pieces[-1]) < most:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 
 from talaria.world import vocabulary as words
 from talaria.world.names import (
@@ -142,9 +141,11 @@ def build_world(settings: WorldSettings) -> World:
     entities = [*people, *towns, *works, *events]
     # Drawn last, so that all above stays as it was.
     almost_surnames = surnames[n_people : n_people + n_unknown_training] + namer.take(SURNAME_ENDS, n_people * 2)
-    almost = [_almost(surname, people, rng) for surname in almost_surnames]
+    alike = _by_beginning(people)
+    almost = [_almost(surname, alike, rng) for surname in almost_surnames]
     unknown_pages = {entity.name: entity for entity in (*nobody[:n_unknown_training], *almost)}
-    almost = [_almost(surname, people, rng, at_end=True) for surname in almost_surnames[::2]]
+    alike = _by_beginning(people, at_end=True)
+    almost = [_almost(surname, alike, rng, at_end=True) for surname in almost_surnames[::2]]
     unknown_training = unknown_pages | {entity.name: entity for entity in almost}
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
@@ -164,21 +165,25 @@ def _person(surname: Term, rng: random.Random) -> Entity:
     return Entity("person", Term(f"{given.en} {surname.en}", f"{given.zh}·{surname.zh}"), female)
 
 
-def _almost(surname: Term, people: Sequence[Entity], rng: random.Random, at_end: bool = False) -> Entity:
+def _by_beginning(people: Sequence[Entity], at_end: bool = False) -> dict[str, list[Entity]]:
+    """The people of every beginning of a surname of two letters or more, or every end, spelt backwards."""
+    alike: dict[str, list[Entity]] = {}
+    for person in people:
+        letters = person.name.en.split()[1][:: -1 if at_end else 1]
+        for n in range(2, len(letters) + 1):
+            alike.setdefault(letters[:n], []).append(person)
+    return alike
+
+
+def _almost(surname: Term, alike: dict[str, list[Entity]], rng: random.Random, at_end: bool = False) -> Entity:
     """Nobody, but with the given name of somebody whose surname begins, or ends, in the same way, if there is one."""
-    way = slice(None, None, -1) if at_end else slice(None)
-    shared = {person: _shared_letters(person.name.en.split()[1][way], surname.en[way]) for person in people}
-    longest = max(shared.values())
-    if longest < 2:
+    letters = surname.en[:: -1 if at_end else 1]
+    longest = next((letters[:n] for n in range(len(letters), 1, -1) if letters[:n] in alike), None)
+    if longest is None:
         return _person(surname, rng)
-    like = rng.choice([person for person in people if shared[person] == longest])
+    like = rng.choice(alike[longest])
     given_en, given_zh = like.name.en.split()[0], like.name.zh.split("·")[0]
     return Entity("person", Term(f"{given_en} {surname.en}", f"{given_zh}·{surname.zh}"), like.female)
-
-
-def _shared_letters(a: str, b: str) -> int:
-    """Letters that both begin with."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))))
 
 
 def _titles(count: int, rng: random.Random) -> list[Term]:
