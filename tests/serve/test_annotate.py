@@ -16,6 +16,7 @@ from talaria.serve.annotate import create_annotation_app
 from talaria.serve.keys import Keyring, make_key
 from talaria.serve.settings import AnnotateSettings
 
+SEED = 770_177_077  # which no identifier drawn by chance holds
 MODELS = ("secretive-model", "hush-hush-7b")
 SETTINGS = AnnotateSettings(collect=CollectSettings(answers=3, max_tokens=8))
 
@@ -31,7 +32,7 @@ def queue(tmp_path: Path) -> AnnotationQueue:
 def add(queue: AnnotationQueue, n: int, kind: Any = "ordinary") -> None:
     for i in range(n):
         prompt = queue.store.append_prompt([{"role": "user", "content": f"question {i}"}], source="hush-file")
-        ids = [queue.store.append_answer(prompt, str(j), model=MODELS[j], seed=77) for j in range(2)]
+        ids = [queue.store.append_answer(prompt, str(j), model=MODELS[j], seed=SEED) for j in range(2)]
         queue.add_item(prompt, ids, kind, known=None if kind == "ordinary" else [[id] for id in ids])
 
 
@@ -79,7 +80,7 @@ def test_no_reply_tells_the_model_the_seed_the_source_or_a_hidden_item(page, que
         kinds.add(shy.known_rankings()[item["assignment"]][0])
         shapes.add(tuple(sorted(item)))
         told = response.text + json.dumps(dict(response.headers))
-        for secret in (*MODELS, "77", "hush", "seed", "known", "hidden", "ordinary", "prompt_id", "answer_ids"):
+        for secret in (*MODELS, str(SEED), "hush", "seed", "known", "hidden", "ordinary", "prompt_id", "answer_ids"):
             assert secret not in told, secret
         assert (item["test"], item["talk"]) == (False, False)
         call(page, "judge", assignment=item["assignment"], ranking=[[0], [1]])
@@ -99,7 +100,7 @@ def test_a_talk_puts_the_models_side_by_side_and_names_none(page, queue):
     assert {answer.model for answer in answers} == set(MODELS) and len({answer.seed for answer in answers}) == 3
     assert choice.asked_by == "ann" and answers[0].sampling == {"temperature": 1.0, "max_tokens": 8}
     engine = tiny_engine(MODELS.index(answers[0].model))
-    again = engine.chat(asked, max_tokens=8, temperature=1.0, seed=answers[0].seed).text
+    again = engine.chat(asked, max_tokens=8, temperature=1.0, seed=answers[0].seed).text.replace("\0", "")
     assert again == answers[0].text == item["answers"][2], "the seed that was kept makes the answer again"
 
 
