@@ -41,7 +41,7 @@ from talaria.run import Stage, atomic_write, is_current, lock, output_sha256, re
 from talaria.scaling.ray import RayPrediction, predict_along
 from talaria.train.settings import PretrainSettings, Stretch, TrainingPlan, plan_pretraining
 
-_SHARES = (1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128)
+_SHARES = (1 / 8, 1 / 11, 1 / 16, 1 / 23, 1 / 32)
 """Of the recipe's compute: the most that the rungs of each size may take."""
 _FEWEST_SIZES = 4
 _NARROWEST = 16
@@ -101,6 +101,7 @@ class Prediction:
             "scatter": law.scatter,
             "floor": law.floor,
             "gamma": law.gamma,
+            "kappa": law.kappa,
             "warnings": law.warnings,
         }
 
@@ -148,7 +149,7 @@ def climb(path: Path, overrides: list[str], pictures: Path | None = None) -> Pre
 def plan_rungs(recipe: Recipe, own: Rung, n_tokens: int, place: str) -> list[Rung]:
     """Five sizes with two seeds each on the ray below the recipe's own run, the largest first. UsageError where fewer
     than four sizes lie below it."""
-    narrower = [_narrowed(recipe, own, width) for width in range(_NARROWEST, own.shape.d_model, 4)]
+    narrower = [_narrowed(recipe, own, width) for width in range(_NARROWEST, own.shape.d_model, 2)]
     widest: dict[float, tuple[ModelSettings, ModelShape]] = {}
     for share in _SHARES:
         for model, shape in narrower:

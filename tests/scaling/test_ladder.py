@@ -72,6 +72,7 @@ def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     told = [expected[-1][end] for end in ("expected_low", "expected_high")]
     assert "held_out_loss" in expected[-1] and not any("held_out_loss" in row for row in expected[:-1])
     assert told == pytest.approx([before["loss"]["low"], before["loss"]["high"]], rel=1e-6)
+    assert f"It reached {expected[-1]['held_out_loss']:.3f}, " in write_report(folder / "runs" / "small").read_text()
     assert talaria("ladder", "small.toml", "--json") == 0
     after = json.loads(capsys.readouterr().out)
     assert (folder / "runs" / "small" / "rung-1" / "done.json").stat().st_mtime_ns == made
