@@ -4,9 +4,9 @@
     was it right?
 
 Ten rungs (eight where the recipe is narrow), five sizes with two seeds each, of an eighth of the recipe's compute down
-to a thirty-second; each is a stage like any other, so that what is finished is kept and what was killed resumes. All lie on
-one ray through the recipe's own run, along which everything grows in proportion, and a power law with a floor goes
-through their held-out losses (`scaling/ray.py`).
+to a thirty-second; each is a stage like any other, so that what is finished is kept and what was killed resumes. All
+lie on one ray through the recipe's own run, along which everything grows in proportion, and a power law with a floor
+goes through their held-out losses (`scaling/ray.py`).
 
 The rule, for a rung of s times the recipe's parameters without embeddings and c times its compute:
 
