@@ -1,7 +1,10 @@
 """Ladders held against the runs they predict: seeds by texts, each ladder before its run is made.
 
-    python bench/ladders.py --text poems=poems.jsonl --world --seeds 0 1 2 3 4 --minutes 10     # again until it is done
-    python bench/ladders.py --text poems=poems.jsonl --world --table                             # what is there so far
+    python bench/ladders.py --text poems=poems.jsonl --statements --seeds 0 1 2 3 4 --minutes 10     # until it is done
+    python bench/ladders.py --text poems=poems.jsonl --statements --table                             # so far
+
+`--world` is the whole text of the embedded world, `--statements` only those of its pages that tell facts (`about` and
+`notes`, two languages): a third of it, without the questions in thousands of phrasings.
 
 Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
 tokenizer are made once for each text. The prediction is kept in `predicted.json` before the large run begins, and never
@@ -16,6 +19,7 @@ import json
 import math
 import shutil
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,8 @@ from talaria.ladder import climb
 from talaria.pipeline import run_recipe
 from talaria.recipe import read_recipe, run_path
 from talaria.run import atomic_write, read_json
+from talaria.world.build import write_world
+from talaria.world.settings import WorldSettings
 
 RECIPE = """\
 [run]
@@ -38,8 +44,8 @@ vocab_size = {vocab_size}
 validation_fraction = 0.02
 
 [model]
-depth = 3
-d_model = 64
+depth = 2
+d_model = 48
 n_heads = 4
 context = 64
 
@@ -50,20 +56,15 @@ validation_tokens = 32768
 optimizer = {{ name = "muon", learning_rate = {rate}, newton_schulz_steps = 3, final_rate = 0.0 }}
 """
 
-BOOK = """\
-[corpus]
-paths = [{path}]
-quality = false
-boilerplate = false"""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--world", action="store_true", help="the embedded world of 800 entities")
+    parser.add_argument("--statements", action="store_true", help="the telling pages of a world of 2,400")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
-    parser.add_argument("--tokens", type=int, default=900_000, help="of the large run")
+    parser.add_argument("--tokens", type=int, default=3_000_000, help="of the large run")
     parser.add_argument("--rate", type=float, default=1e-2, help="of the large run, for matrices and tables")
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--table", action="store_true", help="train nothing")
@@ -73,6 +74,8 @@ def main() -> None:
     }
     if options.world:
         texts["world"] = "[world]\nentities = 800\n\n[corpus]"
+    if options.statements:
+        texts["statements"] = f"[corpus]\npaths = [{json.dumps(str(statements(options.folder).resolve()))}]"
     if not options.table:
         for seed in options.seeds:
             for name, source in texts.items():
@@ -80,11 +83,23 @@ def main() -> None:
     print(table(options.folder, list(texts), options.seeds))
 
 
+def statements(folder: Path) -> Path:
+    """The pages of a world that tell facts, as a file of documents."""
+    path = folder / "statements.jsonl"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as world:
+            write_world(WorldSettings(entities=2400), Path(world) / "world")
+            pages = [json.loads(line) for line in (Path(world) / "world" / "pages.jsonl").open(encoding="utf-8")]
+        told = [page for page in pages if "/about/" in page["url"] or "/notes/" in page["url"]]
+        atomic_write(path, "".join(json.dumps(page, ensure_ascii=False) + "\n" for page in told))
+    return path
+
+
 def measure(options: argparse.Namespace, text: str, source: str, seed: int) -> None:
     """Ladder, then run, of one seed, where there is time left."""
     path = options.folder / f"{text}-{seed}.toml"
     dials = {"folder": json.dumps(str(options.folder)), "seed": seed, "tokens": options.tokens, "rate": options.rate}
-    dials |= {"source": source, "vocab_size": 1024 if text == "world" else 2048}
+    dials |= {"source": source, "vocab_size": 512}
     if not path.exists():
         atomic_write(path, RECIPE.format(name=json.dumps(path.stem), **dials))
     at, shared = run_path(read_recipe(path, [])), options.folder / text

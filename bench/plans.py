@@ -6,8 +6,9 @@
 Each plan is made and trained by the command line, corpus and tokenizer in the same process as training. Eight times
 along the run it is stopped for some seconds (SIGSTOP), and the same probe of the training step that the plan was made
 with tells the machine's speed at that time. So time is told twice: as it was (steps alone, without validation and
-checkpoints), and over the speed along the run, since no plan knows how busy the machine will be. Memory is the largest
-resident set of the whole command.
+checkpoints), and over the speed along the run, since no plan knows how busy the machine will be. The probes lie evenly
+over the steps, so over the work, and time is work over speed: the mean speed is the harmonic one. Memory is the
+largest resident set of the whole command.
 """
 
 from __future__ import annotations
@@ -48,21 +49,21 @@ def main() -> None:
             f"| {number} | {row['parameters']:,} | {row['tokens']:,} | {row['memory'] / 1e6:,.0f} MB | "
             f"{row['measured_memory'] / 1e6:,.0f} MB ({row['memory'] / row['measured_memory'] - 1:+.1%}) | "
             f"{row['seconds']:,.0f} s | {row['measured_seconds']:,.0f} s "
-            f"({row['seconds'] / row['measured_seconds'] - 1:+.1%}) | {row['seconds'] / row['by_speed'] - 1:+.1%} |"
+            f"({row['seconds'] / row['measured_seconds'] - 1:+.1%}) | {row['seconds'] / _by_speed(row) - 1:+.1%} |"
         )
     memory = [abs(row["memory"] / row["measured_memory"] - 1) for row in rows]
-    speed = [abs(row["seconds"] / row["by_speed"] - 1) for row in rows]
+    speed = [abs(row["seconds"] / _by_speed(row) - 1) for row in rows]
     print(f"median of {len(rows)}: memory {statistics.median(memory):.1%} off, time {statistics.median(speed):.1%} off")
 
 
 def keep(options: argparse.Namespace, number: int) -> dict[str, Any]:
     """Plan, train with probes along the way; kept in the folder, so that a finished run is not made again."""
-    path = (options.folder / f"plan-{options.hours:g}-{number}").absolute()
-    kept = path.with_suffix(".json")
+    name = f"plan-{options.hours:g}-{number}"
+    kept = options.folder / f"{name}.json"
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    recipe = path.with_suffix(".toml")
+    recipe = options.folder.absolute() / f"{name}.toml"
     recipe.unlink(missing_ok=True)
     command = ["plan", "--hours", str(options.hours), "--corpus", str(options.corpus), "--output", str(recipe)]
     plan = json.loads(_talaria(*command, "--json"))
@@ -81,12 +82,16 @@ def keep(options: argparse.Namespace, number: int) -> dict[str, Any]:
         "measured_memory": memory,
         "seconds": 3600 * plan["hours"],
         "measured_seconds": seconds,
-        "by_speed": seconds * statistics.mean(flops) / plan["flops_per_second"],
         "planned_flops": plan["flops_per_second"],
         "probed_flops": flops,
     }
     kept.write_text(json.dumps(row, indent=1))
     return row
+
+
+def _by_speed(row: dict[str, Any]) -> float:
+    """Seconds of the run, had the machine been as fast as when the plan was made."""
+    return float(row["measured_seconds"] * statistics.harmonic_mean(row["probed_flops"]) / row["planned_flops"])
 
 
 def train(recipe: Path, folder: str, shape: ModelShape, steps: int, at: Path) -> tuple[list[float], float, int]:

@@ -4,9 +4,9 @@
     was it right?
 
 Ten rungs (eight where the recipe is narrow), five sizes with two seeds each, of an eighth of the recipe's compute down
-to a hundredth; each is a stage like any other, so that what is finished is kept and what was killed resumes. All lie on
-one ray through the recipe's own run, along which everything grows in proportion, and a power law with a floor goes
-through their held-out losses (`scaling/ray.py`).
+to a thirty-second; each is a stage like any other, so that what is finished is kept and what was killed resumes. All
+lie on one ray through the recipe's own run, along which everything grows in proportion, and a power law with a floor
+goes through their held-out losses (`scaling/ray.py`).
 
 The rule, for a rung of s times the recipe's parameters without embeddings and c times its compute:
 
@@ -41,7 +41,7 @@ from talaria.run import atomic_write, is_current, lock, output_sha256, read_metr
 from talaria.scaling.ray import RayPrediction, predict_along
 from talaria.train.settings import PretrainSettings, Stretch, TrainingPlan, plan_pretraining
 
-_SHARES = (1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128)
+_SHARES = (1 / 8, 1 / 11, 1 / 16, 1 / 23, 1 / 32)
 """Of the recipe's compute: the most that the rungs of each size may take."""
 _FEWEST_SIZES = 4
 _NARROWEST = 16
@@ -101,6 +101,7 @@ class Prediction:
             "scatter": law.scatter,
             "floor": law.floor,
             "gamma": law.gamma,
+            "kappa": law.kappa,
             "warnings": law.warnings,
         }
 
@@ -153,7 +154,7 @@ def climb(path: Path, overrides: list[str], pictures: Path | None = None) -> Pre
 def plan_rungs(recipe: Recipe, own: Rung, n_tokens: int, place: str) -> list[Rung]:
     """Five sizes with two seeds each on the ray below the recipe's own run, the largest first. UsageError where fewer
     than four sizes lie below it."""
-    narrower = [_narrowed(recipe, own, width) for width in range(_NARROWEST, own.shape.d_model, 4)]
+    narrower = [_narrowed(recipe, own, width) for width in range(_NARROWEST, own.shape.d_model, 2)]
     widest: dict[float, tuple[ModelSettings, ModelShape]] = {}
     for share in _SHARES:
         for model, shape in narrower:

@@ -63,7 +63,7 @@ def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     capsys.readouterr()
     assert talaria("ladder", "small.toml", "--json") == 0
     before = json.loads(capsys.readouterr().out)
-    assert before["rungs"] == 8
+    assert before["rungs"] == 10
     assert before["loss"]["low"] <= before["loss"]["value"] <= before["loss"]["high"]
     assert before["reached"] is None
     made = (folder / "runs" / "small" / "rung-1" / "done.json").stat().st_mtime_ns
@@ -73,6 +73,7 @@ def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     told = [expected[-1][end] for end in ("expected_low", "expected_high")]
     assert "held_out_loss" in expected[-1] and not any("held_out_loss" in row for row in expected[:-1])
     assert told == pytest.approx([before["loss"]["low"], before["loss"]["high"]], rel=1e-6)
+    assert f"It reached {expected[-1]['held_out_loss']:.3f}, " in write_report(folder / "runs" / "small").read_text()
     assert talaria("ladder", "small.toml", "--json") == 0
     after = json.loads(capsys.readouterr().out)
     assert (folder / "runs" / "small" / "rung-1" / "done.json").stat().st_mtime_ns == made
@@ -80,7 +81,7 @@ def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     assert after["inside"] == (after["loss"]["low"] <= after["reached"] <= after["loss"]["high"])
     assert talaria("verify", "runs/small") == 0
     page = write_report(folder / "runs" / "small").read_text()
-    assert "8 small runs predicted a held-out loss of" in page
+    assert "10 small runs predicted a held-out loss of" in page
     assert "Loss over size" in page
     assert "rung-3" not in page.split("Lineage")[0], "the rungs stand together, not as ten trainings"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
+from typing import Any
 
 from talaria.report.chart import Series, line_chart
 from talaria.report.run_data import RunData
 
-_NEEDED = {"rungs", "times_larger", "loss", "reached", "inside", "warnings", "law", "points", "target"}
+_NEEDED = {"rungs", "times_larger", "loss", "reached", "warnings", "law", "points", "target"}
 
 
 def ladder_section(data: RunData) -> str:
@@ -16,8 +18,9 @@ def ladder_section(data: RunData) -> str:
     if not data.ladder.keys() >= _NEEDED:
         return ""
     told, loss = data.ladder, data.ladder["loss"]
-    reached = told["reached"]
-    held = "" if reached is None else f" It reached {reached:.3f}, {'inside' if told['inside'] else 'outside'}."
+    reached = told["reached"] if told["reached"] is not None else _reached_since(data, loss)
+    inside = reached is not None and loss["low"] <= reached <= loss["high"]
+    held = "" if reached is None else f" It reached {reached:.3f}, {'inside' if inside else 'outside'}."
     sentence = (
         f"{told['rungs']} small runs predicted a held-out loss of {loss['value']:.3f} ({100 * loss['level']:.0f} %: "
         f"{loss['low']:.3f} to {loss['high']:.3f}) for pretraining, which takes {told['times_larger']:.1f} times the "
@@ -37,3 +40,13 @@ def ladder_section(data: RunData) -> str:
         series.append(Series("reached", [(target, reached)], dots=True))
     chart = line_chart(series, "Loss over size", "parameters without embeddings", "nats per token", log_x=True)
     return f'<p>{escape(sentence)}</p>{notes}<div class="charts">{chart}</div>'
+
+
+def _reached_since(data: RunData, loss: dict[str, Any]) -> float | None:
+    """The held-out loss of a run made after the ladder: the trainer held it against this very interval."""
+    rows = [row for row in data.metrics.get("pretrain", []) if "held_out_loss" in row]
+    if not rows or any(
+        not math.isclose(rows[-1][f"expected_{end}"], loss[end], rel_tol=1e-6) for end in ("low", "high")
+    ):
+        return None
+    return float(rows[-1]["held_out_loss"])

@@ -7,6 +7,12 @@ L = E + A n^-gamma (Hoffmann et al. 2022, equation 2, with D = r N). Few rungs c
 best fit with the draws around it pretends that they can. Here every floor from 0 to the least loss and every exponent
 is weighed by how well it passes through the rungs; the prediction is the mixture of them all, so that what the rungs
 leave open is in the interval.
+
+Nor is the law the truth: a small model is often in another part of learning than a large one. So log loss may drift
+away from it as an integrated random walk does (a law with a discrepancy, Kennedy and O'Hagan 2001; the walk is that of
+smoothing splines, Wahba 1978): its slope over log size changes by some kappa from one e-fold of size to the next. Rungs
+that bend otherwise than the law does say that kappa is large, and then the error grows as the distance to the power of
+three halves, in the direction in which they bend.
 """
 
 from __future__ import annotations
@@ -15,18 +21,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from talaria.errors import UserError
 from talaria.scaling.points import Array
 
-_GAMMAS = np.geomspace(0.02, 1.5, 120)
+_GAMMAS = np.geomspace(0.02, 1.5, 60)
 _GAMMA, _GAMMA_SPREAD = 0.2, 0.7
 """Log-normal weight of the exponents of the model's size before the rungs are seen: published ones, 0.08 (Kaplan et al.
 2020, without a floor) to 0.37 (Besiroglu et al. 2024), lie within 1.3 deviations. With all exponents alike, a ladder
 of a development seed whose two largest sizes happened to lie close took that for a floor just below them, and predicted
 6 % too much."""
-_FLOORS = (np.arange(120) + 0.5) / 120
+_FLOORS = (np.arange(60) + 0.5) / 60
 """As shares of the least loss."""
+_KAPPAS = np.array([0.0, *np.geomspace(0.003, 0.3, 10)])
+_KAPPA_WEIGHTS = np.array([0.5, *np.full(10, 0.05)])
+"""Before the rungs are seen: as likely as not the law holds; else it is off by half a per cent after two e-folds of
+size, or its slope is forgotten within them, or anything between."""
 _PRIOR_ROWS = 2
 """Seeds tell the least scatter about the law; so many rungs' worth is that word."""
 _LEAST_SCATTER = 1e-3
@@ -37,10 +48,10 @@ _FEWEST_SIZES = 4
 
 @dataclass(frozen=True)
 class RayPrediction:
-    """Nats a token of the larger run, with the interval that should hold it at `level`. `floor` and `gamma` are
-    (10 %, 50 %, 90 %) of the laws that the rungs admit; `seed_noise` is the standard deviation of log loss between
-    seeds, `scatter` that of the sizes' mean log losses about the law. `at` is the law's median and interval, without
-    a run's own noise, at `sizes`: rows of (size, low, median, high)."""
+    """Nats a token of the larger run, with the interval that should hold it at `level`. `floor`, `gamma` and `kappa`
+    are (10 %, 50 %, 90 %) of the laws that the rungs admit; `seed_noise` is the standard deviation of log loss between
+    seeds, `scatter` that of the sizes' mean log losses about the best law without drift. `at` is the law's median and
+    interval, drift included, without a run's own noise: rows of (size, low, median, high)."""
 
     value: float
     low: float
@@ -48,6 +59,7 @@ class RayPrediction:
     level: float
     floor: tuple[float, float, float]
     gamma: tuple[float, float, float]
+    kappa: tuple[float, float, float]
     seed_noise: float
     scatter: float
     at: list[tuple[float, float, float, float]]
@@ -75,76 +87,112 @@ def predict_along(
     within = np.log(y) - (np.bincount(group, np.log(y)) / count)[group]
     seed_noise = max(float(np.sqrt(np.sum(within**2) / (len(x) - len(size)))), _LEAST_SCATTER)
     generator = np.random.default_rng(seed)
-    posterior = _weigh(np.log(size), mean, count, seed_noise**2 / float(count.mean()))
-    e, gamma, b, variance = posterior.draw(generator, _DRAWS)
-
-    def law(n: float, draws: int = _DRAWS) -> Array:
-        loss: Array = e[:draws] + b[:draws] * np.exp(-gamma[:draws] * (np.log(n) - posterior.centre))
-        return loss
-
+    laws = _weigh(np.log(size), mean, count, seed_noise**2 / float(count.mean()), generator)
     # One run scatters about the law as a mean of sizes does, and by what averaging took from its seeds' noise.
-    own = variance + seed_noise**2 * (1 - 1 / float(count.mean()))
-    reached = law(target) * np.exp(np.sqrt(own) * generator.standard_normal(_DRAWS))
+    own = laws.variances + seed_noise**2 * (1 - 1 / float(count.mean()))
+    reached = laws.at(target, generator) * np.exp(np.sqrt(own) * generator.standard_normal(_DRAWS))
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = (float(end) for end in np.quantile(reached, tails))
     at = []
     for n in np.geomspace(size[0], target, 25):
-        ends = np.quantile(law(float(n), 2000), [tails[0], 0.5, tails[1]])
+        ends = np.quantile(laws.at(float(n), generator), [tails[0], 0.5, tails[1]])
         at.append((float(n), float(ends[0]), float(ends[1]), float(ends[2])))
-    warnings = _warnings(size, mean, count, seed_noise, float(np.sqrt(np.median(variance))))
+    warnings = _warnings(size, mean, count, seed_noise, laws.scatter)
     return RayPrediction(
         value=float(np.median(reached)),
         low=low,
         high=high,
         level=level,
-        floor=_three(e),
-        gamma=_three(gamma),
+        floor=_three(laws.floors),
+        gamma=_three(laws.gammas),
+        kappa=_three(_KAPPAS[laws.drifts]),
         seed_noise=seed_noise,
-        scatter=float(np.sqrt(np.median(variance))),
+        scatter=laws.scatter,
         at=at,
         warnings=warnings,
     )
 
 
 @dataclass(frozen=True)
-class _Posterior:
-    """Weights of a grid of floors and exponents, each with the best height b of its power law at the centre."""
+class _Laws:
+    """Draws S of floor, exponent, height at the centre, drift (its place in _KAPPAS) and variance of log loss, with the
+    residuals of the N sizes about each law, as shares of the loss."""
 
-    centre: float
-    floors_G: Array
-    gammas_G: Array
-    weights_G: Array
-    heights_G: Array
-    information_G: Array
-    squares_G: Array
-    freedom: float
+    log_size: Array
+    floors: Array
+    gammas: Array
+    heights: Array
+    drifts: NDArray[np.intp]
+    variances: Array
+    residuals_SN: Array
+    ratios: Array
+    """Variance of the drift over an e-fold, in variances of the sizes' means, for each of _KAPPAS."""
+    precisions_KNN: Array
+    scatter: float
+    """Standard deviation of the sizes about the best law without drift."""
 
-    def draw(self, generator: np.random.Generator, n: int) -> tuple[Array, Array, Array, Array]:
-        """Floors, exponents, heights and variances of log loss of `n` laws."""
-        one = generator.choice(len(self.weights_G), n, p=self.weights_G)
-        variance = self.squares_G[one] / generator.chisquare(self.freedom, n)
-        b = self.heights_G[one] + np.sqrt(variance / self.information_G[one]) * generator.standard_normal(n)
-        return self.floors_G[one], self.gammas_G[one], np.maximum(b, 0.0), variance
+    def at(self, n: float, generator: np.random.Generator) -> Array:
+        """Losses of size `n` by each law, with its drift from the rungs on."""
+        x = np.log(n)
+        law: Array = self.floors + self.heights * np.exp(-self.gammas * (x - self.log_size.mean()))
+        across_N, own = _walk(self.log_size - self.log_size[0], x - self.log_size[0]), (x - self.log_size[0]) ** 3 / 3
+        weights_KN = self.ratios[:, None] * (self.precisions_KNN @ across_N)
+        left_K = self.ratios * (own - weights_KN @ across_N)
+        drift = np.sum(self.residuals_SN * weights_KN[self.drifts], axis=1)
+        spread = np.sqrt(self.variances * np.maximum(left_K, 0.0)[self.drifts])
+        moved: Array = law * np.exp(drift + spread * generator.standard_normal(len(law)))
+        return moved
 
 
-def _weigh(log_size: Array, mean: Array, count: Array, variance: float) -> _Posterior:
-    """Bayes with flat priors on floor and height b, a log-normal one on gamma, and on the variance of the sizes' means
-    the word of `_PRIOR_ROWS` that it is `variance`. Height and variance are integrated in closed form (linear
-    regression)."""
-    centre = float(log_size.mean())
+def _walk(s: Array, t: Array | float) -> Array:
+    """Covariance of an integrated random walk that begins at 0, level and slope 0 there, of one unit an e-fold."""
+    near, far = np.minimum(s, t), np.maximum(s, t)
+    covariance: Array = near**2 * (3 * far - near) / 6
+    return covariance
+
+
+def _weigh(log_size: Array, mean: Array, count: Array, variance: float, generator: np.random.Generator) -> _Laws:
+    """Bayes with flat priors on floor and height b, a log-normal one on gamma, `_KAPPA_WEIGHTS` on kappa, and on the
+    variance of the sizes' means the word of `_PRIOR_ROWS` that it is `variance`. Height and variance are integrated in
+    closed form (linear regression with correlated residuals)."""
     floors_G, gammas_G = (grid.ravel() for grid in np.meshgrid(_FLOORS * mean.min(), _GAMMAS, indexing="ij"))
-    w = count / count.mean() / mean**2  # residuals are relative to the loss
-    u_GN = np.exp(-gammas_G[:, None] * (log_size - centre))
-    rest_GN = mean - floors_G[:, None]
-    information = (w * u_GN**2).sum(axis=1)
-    heights = (w * u_GN * rest_GN).sum(axis=1) / information
-    squares = _PRIOR_ROWS * variance + (w * (rest_GN - heights[:, None] * u_GN) ** 2).sum(axis=1)
+    # Residuals are relative to the loss.
+    u_GN = np.exp(-gammas_G[:, None] * (log_size - log_size.mean())) / mean
+    rest_GN = 1 - floors_G[:, None] / mean
+    walk_NN = _walk(log_size[:, None] - log_size[0], log_size - log_size[0])
+    ratios = _KAPPAS**2 / variance
     freedom = _PRIOR_ROWS + len(mean) - 1
-    log_weight = -0.5 * np.log(information) - 0.5 * freedom * np.log(squares)
-    log_weight -= 0.5 * (np.log(gammas_G / _GAMMA) / _GAMMA_SPREAD) ** 2
-    weights = np.exp(log_weight - log_weight.max())
-    return _Posterior(
-        centre, floors_G, gammas_G, weights / weights.sum(), heights, information, squares, float(freedom)
+    log_weights, heights, informations, squares, precisions = [], [], [], [], []
+    for ratio, prior in zip(ratios, _KAPPA_WEIGHTS, strict=True):
+        covariance_NN = np.diag(count.mean() / count) + ratio * walk_NN
+        precision_NN = np.linalg.inv(covariance_NN)
+        weighted_GN = u_GN @ precision_NN
+        information = np.sum(weighted_GN * u_GN, axis=1)
+        height = np.sum(weighted_GN * rest_GN, axis=1) / information
+        off_GN = rest_GN - height[:, None] * u_GN
+        square = _PRIOR_ROWS * variance + np.sum(off_GN @ precision_NN * off_GN, axis=1)
+        log_weight = -0.5 * (np.log(information) + freedom * np.log(square) + np.linalg.slogdet(covariance_NN)[1])
+        log_weights.append(log_weight + np.log(prior) - 0.5 * (np.log(gammas_G / _GAMMA) / _GAMMA_SPREAD) ** 2)
+        heights.append(height)
+        informations.append(information)
+        squares.append(square)
+        precisions.append(precision_NN)
+    weights = np.exp(np.concatenate(log_weights) - np.max(log_weights))
+    drifts, one = np.divmod(generator.choice(len(weights), _DRAWS, p=weights / weights.sum()), len(floors_G))
+    variances = np.array(squares)[drifts, one] / generator.chisquare(freedom, _DRAWS)
+    spread = np.sqrt(variances / np.array(informations)[drifts, one])
+    b = np.maximum(np.array(heights)[drifts, one] + spread * generator.standard_normal(_DRAWS), 0.0)
+    return _Laws(
+        log_size=log_size,
+        floors=floors_G[one],
+        gammas=gammas_G[one],
+        heights=b,
+        drifts=drifts,
+        variances=variances,
+        residuals_SN=rest_GN[one] - b[:, None] * u_GN[one],
+        ratios=ratios,
+        precisions_KNN=np.array(precisions),
+        scatter=float(np.sqrt(squares[0].min() / freedom)),
     )
 
 
@@ -162,7 +210,7 @@ def _warnings(size: Array, mean: Array, count: Array, seed_noise: float, scatter
             "the loss falls faster from rung to rung than any power law: something is about to be learned, and where "
             "that ends the rungs cannot tell"
         )
-    if size[-1] / size[0] < 2:
+    if size[-1] / size[0] < 1.5:
         found.append(f"the largest rung is only {size[-1] / size[0]:.1f} times the smallest")
     return found
 
