@@ -5,7 +5,8 @@ time goes. Random weights and words; needs no data.
     taskset -c 1 python bench/alignment_speed.py                       # ours alone
 
 A step is 16 prompts with four answers each (PPO: 64 prompts), up to 32 tokens an answer, one pass of updates over them
-(PPO: one pass in one minibatch, and so for its value network), fp32, with a reference model and its KL penalty. Both
+(PPO: one pass in one minibatch, and so for its value network), fp32, with a reference model and its KL penalty. With
+`--dtype bfloat16` the products of learning are bf16 in both GRPOs, ours as `grpo.dtype`, TRL's as its `bf16`. Both
 sides load the same folder and have the same prompts; the reward is a rule on the text. Each side is a process of its
 own that does a few steps whenever it is its turn; the medians of the turns are compared. TRL has no PPO since 1.0.
 TRL's gradient checkpointing is off, as is all logging and saving on both sides.
