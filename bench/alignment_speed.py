@@ -5,7 +5,8 @@ time goes. Random weights and words; needs no data.
     taskset -c 1 python bench/alignment_speed.py                       # ours alone
 
 A step is 16 prompts with four answers each (PPO: 64 prompts), up to 32 tokens an answer, one pass of updates over them
-(PPO: one pass in one minibatch, and so for its value network), fp32, with a reference model and its KL penalty. Both
+(PPO: one pass in one minibatch, and so for its value network), fp32, with a reference model and its KL penalty. With
+`--dtype bfloat16` the products of learning are bf16 in both GRPOs, ours as `grpo.dtype`, TRL's as its `bf16`. Both
 sides load the same folder and have the same prompts; the reward is a rule on the text. Each side is a process of its
 own that does a few steps whenever it is its turn; the medians of the turns are compared. TRL has no PPO since 1.0.
 TRL's gradient checkpointing is off, as is all logging and saving on both sides.
@@ -93,7 +94,7 @@ def take_turns(parts: dict[str, float]) -> Callable[[], None]:
     return after_step
 
 
-def ours(name: str, folder: Path, stage: Path) -> None:
+def ours(name: str, folder: Path, stage: Path, dtype: str) -> None:
     import torch
 
     from talaria.train import grpo as grpo_module
@@ -129,7 +130,7 @@ def ours(name: str, folder: Path, stage: Path) -> None:
         for function, part in (("sample", "sampling"), ("check", "reward"), ("update", "update")):
             timed(grpo_module, function, part)
         timed(grpo_module, "over_pieces", "reference")
-        settings = GrpoSettings(rollouts=ANSWERS // GROUP, group=GROUP, kl_coefficient=0.04, **same)
+        settings = GrpoSettings(rollouts=ANSWERS // GROUP, group=GROUP, kl_coefficient=0.04, dtype=dtype, **same)
         grpo_module.grpo(settings, base, None, prompts, 0, stage)
     else:
         for function, part in (("sample", "sampling"), ("reward_of", "reward"), ("update", "update")):
@@ -140,7 +141,7 @@ def ours(name: str, folder: Path, stage: Path) -> None:
         )
 
 
-def trl(folder: Path, stage: Path) -> None:
+def trl(folder: Path, stage: Path, dtype: str) -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -164,7 +165,7 @@ def trl(folder: Path, stage: Path) -> None:
         temperature=1.0,
         learning_rate=1e-4,
         max_steps=100_000,
-        bf16=False,
+        bf16=dtype == "bfloat16",
         use_cpu=True,
         gradient_checkpointing=False,
         logging_strategy="no",
@@ -186,8 +187,8 @@ def trl(folder: Path, stage: Path) -> None:
 class Side:
     """A process that makes steps when told to."""
 
-    def __init__(self, name: str, python: str, folder: Path) -> None:
-        command = [python, __file__, "--work", name, "--folder", str(folder)]
+    def __init__(self, name: str, python: str, folder: Path, told: list[str]) -> None:
+        command = [python, __file__, "--work", name, "--folder", str(folder), *told]
         errors = open(folder / f"{name}.log", "w")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -215,10 +216,11 @@ class Side:
         self.process.wait()
 
 
-def compare(peer: str | None, turns: int, steps: int, folder: Path) -> None:
+def compare(peer: str | None, turns: int, steps: int, folder: Path, told: list[str]) -> None:
     prepare(folder)
     names = [name for name in SIDES if peer is not None or name != "trl grpo"]
-    sides = {name: Side(name, peer if name.startswith("trl") and peer else sys.executable, folder) for name in names}
+    pythons = {name: peer if name.startswith("trl") and peer else sys.executable for name in names}
+    sides = {name: Side(name, python, folder, told) for name, python in pythons.items()}
     for side in sides.values():
         side.turn(2)  # warms up
         side.turns.clear()
@@ -252,17 +254,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
     parser.add_argument("--threads", type=int, default=1, help="for every side alike")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products of both GRPOs"
+    )
     parser.add_argument("--work", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.work is None:
+    dtype, work = arguments.dtype, arguments.work
+    if work is None:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
         with tempfile.TemporaryDirectory() as folder:
-            compare(arguments.peer, arguments.turns, arguments.steps, Path(folder))
-    elif arguments.work == "trl grpo":
-        trl(arguments.folder, arguments.folder / "trl")
+            compare(arguments.peer, arguments.turns, arguments.steps, Path(folder), ["--dtype", dtype])
+    elif work == "trl grpo":
+        trl(arguments.folder, arguments.folder / "trl", dtype)
     else:
-        ours(arguments.work, arguments.folder, arguments.folder / arguments.work.replace(" ", "-"))
+        ours(work, arguments.folder, arguments.folder / work.replace(" ", "-"), dtype)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch._dynamo  # noqa: F401
 ROOT = Path(__file__).parent.parent
 PPO, LOSSES = "tests/train/test_ppo.py", "tests/train/test_policy_losses.py"
 ANSWERS, POLICY, ALGORITHM = "train/answers.py", "train/policy_losses.py", "train/ppo.py"
+ROWS, BRANCHES = "train/branches.py", "tests/train/test_branches.py"
 
 # name, file below src/talaria, what stands there, the bug, the test file that must fail
 MUTATIONS: list[tuple[str, str, str, str, str]] = [
@@ -192,6 +193,27 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [
         "    return F.binary_cross_entropy_with_logits(difference_P, preferred_P.to(difference_P))",
         "    return F.binary_cross_entropy_with_logits(difference_P, preferred_P.to(difference_P).ceil())",
         LOSSES,
+    ),
+    (
+        "an answer reads its neighbour behind the same prompt",
+        ROWS,
+        "    own_BTT = branch_BT[:, :, None] == branch_BT[:, None, :]\n",
+        "    own_BTT = branch_BT[:, :, None] >= branch_BT[:, None, :]\n",
+        BRANCHES,
+    ),
+    (
+        "positions run on from one answer to the next",
+        ROWS,
+        "torch.arange(len(prompt) - 1, len(prompt) - 1 + len(answer))",
+        "torch.arange(at, end)",
+        BRANCHES,
+    ),
+    (
+        "a group's advantages one answer late",
+        "train/grpo.py",
+        "F.pad(advantages, (1, group - len(advantages)))",
+        "F.pad(advantages, (2, group - len(advantages) - 1))",
+        BRANCHES,
     ),
 ]
 

@@ -9,7 +9,7 @@ from talaria.errors import UsageError, UserError
 from talaria.infer.contract import Sampling, row_seed
 from talaria.infer.engine import Engine
 
-from .conftest import GPT2, LLAMA, ByteTokenizer, memory_of, runs, tiny_model
+from .conftest import GPT2, LLAMA, SHIFTED, ByteTokenizer, memory_of, runs, tiny_model
 from .test_sampling import reference_penalties
 
 PROMPTS = ["a", "hello there", "你好，世界", "x" * 40, "emoji 🙂 end", "two\nlines", "0123456789" * 3, "hello there"]
@@ -218,3 +218,23 @@ def test_stop_strings_end_each_row_at_its_own_place(engine):
 def test_streaming_checks_its_prompt_before_the_first_chunk_is_asked_for(engine):
     with pytest.raises(UserError, match="empty"):
         engine.stream("")
+
+
+@pytest.mark.parametrize("variant", [LLAMA, GPT2, SHIFTED], ids=["llama", "gpt2", "looks back"])
+def test_answers_to_the_same_prompt_are_those_it_gets_alone(variant, monkeypatch):
+    """The bug: prompts that are read once for several answers, whose keys then stand in the wrong rows."""
+    model = tiny_model(variant).double()
+    read, hidden = [], type(model).hidden
+    monkeypatch.setattr(
+        type(model), "hidden", lambda self, tokens, *rest: read.append(tokens) or hidden(self, tokens, *rest)
+    )
+    prompts = ["longer ones first", "ab", "ab", "longer ones first", "abc", "ab"]
+    options = {"max_tokens": 12, "temperature": 1.0}
+    engine = Engine(model, ByteTokenizer(), prefix_cache=False)
+    together = engine.generate(prompts, seed=list(range(6)), **options)
+    assert len(read[0]) == (6 if variant is SHIFTED else 3)
+    for number, (prompt, told) in enumerate(zip(prompts, together, strict=True)):
+        [alone] = engine.generate([prompt], seed=[number], **options)
+        assert told.token_ids == alone.token_ids
+        assert told.log_probs == pytest.approx(alone.log_probs, abs=1e-9)
+    assert len({tuple(told.token_ids) for told in together}) == 6

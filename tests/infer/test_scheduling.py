@@ -61,9 +61,9 @@ def count_reads(engine: Engine, monkeypatch) -> list[list[int]]:
     if isinstance(memory, Lanes):
         begin = memory.cache.begin_prefill
 
-        def counting(first, starts, n_new):
+        def counting(first, starts, n_new, of=None):
             reads.append(list(n_new))
-            return begin(first, starts, n_new)
+            return begin(first, starts, n_new, of)
 
         monkeypatch.setattr(memory.cache, "begin_prefill", counting)
         return reads

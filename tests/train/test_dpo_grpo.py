@@ -91,6 +91,14 @@ def test_grpo_learns_from_a_verifier_and_cut_answers_are_not_right(data: Path, t
     assert sha256(data / "sft") == before
 
 
+def test_in_bfloat16_the_policy_is_still_its_own_reference_at_the_first_step(data: Path, tmp_path: Path) -> None:
+    """The bug: one of the two is read by other kernels, or in fp32, and the KL begins at their rounding."""
+    settings = GrpoSettings(steps=1, rollouts=4, group=4, max_tokens=10, dtype="bfloat16", optimizer=ADAM)
+    grpo(settings, data / "sft", None, [graded(tmp_path / "prompts.jsonl")], 7, tmp_path / "grpo")
+    [row] = read_metrics(tmp_path / "grpo" / "metrics.jsonl")
+    assert row["kl"] == pytest.approx(0.0, abs=1e-4) and row["kl_penalty"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_grpo_without_a_grader_says_what_to_do(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs prompts with a grader"):
         grpo(GrpoSettings(steps=1, max_tokens=8), data / "sft", None, [data / "prompts.jsonl"], 7, tmp_path / "grpo")

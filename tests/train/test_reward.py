@@ -314,7 +314,7 @@ def test_a_score_that_reads_likelihood_is_fitted_first_and_then_trained(tmp_path
     database = write_comparisons(tmp_path / "feedback.db", 40)
     training, held_out, _ = read_compared([database], tokenizer, 64, 0.25, seed=7)
     fitted = ScalarModel(load_model(tmp_path / "sft")[0], reads_likelihood=True)
-    fit_head(fitted, training, 4096)
+    fit_head(fitted, training, all_that_is_scored(fitted, training, 4096))
     quality = measure_quality(fitted, all_that_is_scored(fitted, training, 4096), held_out, 4096)
     assert fitted.likelihood_F is not None and quality["together"]["accuracy"] > 0.7
     for epochs in (0, 1):
@@ -335,7 +335,7 @@ def test_the_fitted_head_is_the_minimum_of_the_ranking_loss(tmp_path: Path, toke
         prompt.texts, prompt.ids = prompt.texts[:2], prompt.ids[:2]
         prompt.pairs = [pair for pair in prompt.pairs if max(pair[:2]) < 2]
     model = ScalarModel(load_model(tmp_path / "sft", torch.float64)[0], reads_likelihood=True)
-    fit_head(model, training, 4096, ridge=1e-3)
+    fit_head(model, training, all_that_is_scored(model, training, 4096), ridge=1e-3)
     assert model.likelihood_F is not None
     weights = [model.weight_D, model.likelihood_F]
 

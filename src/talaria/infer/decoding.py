@@ -55,11 +55,10 @@ def run(
     if plan.decode:
         logits.append(_decode(model, cache, plan.decode))
     if plan.prefill:
-        hidden_BTD = _prefill(model, cache, plan)
+        last_BD = _prefill(model, cache, plan)
         done = [i for i, request in enumerate(plan.prefill) if request.is_read]
         if done:
-            last = [plan.chunks[i] - 1 for i in done]
-            logits.append(model.head(hidden_BTD[done, last]))
+            logits.append(model.head(last_BD[done]))
             requests += [plan.prefill[i] for i in done]
     if not logits:
         return [], torch.empty(0, model.shape.vocab_size), None
@@ -119,16 +118,26 @@ def _decode(model: Transformer, cache: KVCache, requests: list[Request]) -> Tens
 
 
 def _prefill(model: Transformer, cache: KVCache, plan: Plan) -> Tensor:
-    """Read the next chunk of each prompt, padded on the right."""
+    """Read the next chunk of each prompt, padded on the right; returns the state behind each. Prompts that are the
+    same, as for several answers to each, are read once where all are read from their beginning."""
     longest = max(plan.chunks)
     pieces = [
-        request.ids[request.length : request.length + chunk] + [0] * (longest - chunk)
+        tuple(request.ids[request.length : request.length + chunk])
         for request, chunk in zip(plan.prefill, plan.chunks, strict=True)
     ]
     starts = [request.length for request in plan.prefill]
-    positions_BT, mask = cache.begin_prefill(len(plan.decode), starts, plan.chunks)
-    hidden_BTD = model.hidden(torch.tensor(pieces, device=positions_BT.device), positions_BT, mask, cache)
+    looks_back = model.shape.token_shift or model.shape.ngram_embeddings > 0
+    of = None
+    if not any(starts) and not looks_back and len(set(pieces)) < len(pieces):
+        place = {piece: row for row, piece in enumerate(dict.fromkeys(pieces))}
+        of = torch.tensor([place[piece] for piece in pieces], device=model.device)
+        pieces = list(place)
+    positions_BT, mask = cache.begin_prefill(len(plan.decode), starts, plan.chunks, of)
+    tokens_BT = torch.tensor([[*piece, *[0] * (longest - len(piece))] for piece in pieces], device=model.device)
+    hidden_BTD = model.hidden(tokens_BT, positions_BT, mask, cache)
+    rows_B = torch.arange(len(pieces), device=model.device) if of is None else of
+    last_BD = hidden_BTD[rows_B, [chunk - 1 for chunk in plan.chunks]]
     for request, chunk in zip(plan.prefill, plan.chunks, strict=True):
         request.length += chunk
         request.is_read = request.length == len(request.ids)
-    return hidden_BTD
+    return last_BD

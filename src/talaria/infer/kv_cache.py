@@ -48,6 +48,7 @@ class KVCache:
         self._last_B1: Tensor = torch.empty(0)
         self._index: Tensor | int | tuple[Tensor, Tensor, Tensor] | None = None
         self._seen = 0
+        self._of: Tensor | None = None
 
     @staticmethod
     def bytes_per_block(shape: ModelShape, dtype: torch.dtype) -> int:
@@ -128,9 +129,12 @@ class KVCache:
             return lengths_B1, None
         return lengths_B1, self._mask(lengths_B1)
 
-    def begin_prefill(self, first: int, starts: Sequence[int], n_new: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def begin_prefill(
+        self, first: int, starts: Sequence[int], n_new: Sequence[int], of: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """New positions for the rows from `first` on, which hold `starts` positions each and get `n_new`, padded on
-        the right: positions_BT and the mask, (B, 1, T, S), or None where causal attention is enough."""
+        the right: positions_BT and the mask, (B, 1, T, S), or None where causal attention is enough. With `of` row i
+        gets what the model reads as row of[i]; all start at 0 then, and the positions are the same for all (1, T)."""
         longest = max(n_new)
         self._rows = slice(first, first + len(starts))
         starts_B1 = torch.tensor(starts, device=self._device)[:, None]
@@ -138,9 +142,10 @@ class KVCache:
         steps_T = torch.arange(longest, device=self._device)
         positions_BT = starts_B1 + torch.minimum(steps_T, new_B1 - 1)  # padding stays inside the context
         self._last_B1 = new_B1
+        self._of = of
         if not any(starts):
             self._index, self._seen = None, longest
-            return positions_BT, None
+            return positions_BT if of is None else steps_T[None], None
         self._seen = max(start + new for start, new in zip(starts, n_new, strict=True))
         row_N, step_N = (steps_T < new_B1).nonzero(as_tuple=True)
         self._index = (row_N, step_N, positions_BT[row_N, step_N])
@@ -154,7 +159,7 @@ class KVCache:
             rows = lanes[self._rows]
             index = self._index
             if index is None:
-                rows[:, :, :n_new] = new_BKTE
+                rows[:, :, :n_new] = new_BKTE if self._of is None else new_BKTE[self._of]
             elif isinstance(index, int):
                 rows[:, :, index : index + 1] = new_BKTE
             elif isinstance(index, Tensor):

@@ -19,12 +19,12 @@ MAX_POSITIONS = 512
 
 
 def bf16_products_are_faster(queries: Tensor, keys: Tensor) -> bool:
-    """Whether `bf16_attention` serves: training under autocast on a CPU, as many keys as queries, and few of them."""
+    """Whether `bf16_attention` serves: under autocast on a CPU, as in training, as many keys as queries, and few of
+    them. With gradients or without, or a policy would differ from its reference by more than the weights do."""
     return (
         queries.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and torch.is_grad_enabled()
         and queries.shape[2] == keys.shape[2]
         and queries.shape[2] <= MAX_POSITIONS
         and not torch.compiler.is_compiling()

@@ -21,6 +21,8 @@ from talaria.model.scalar import ScalarModel
 from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
+from talaria.train.branches import Branches
+from talaria.train.log_probs import chosen_log_probs
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -31,6 +33,10 @@ class Answers(NamedTuple):
     inputs_BT: Tensor
     targets_BT: Tensor
     mask_BT: Tensor
+
+    def hidden(self, model: Transformer) -> Tensor:
+        """States (B, T, D)."""
+        return model.hidden(self.inputs_BT)
 
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], answer: str) -> tuple[list[int], list[int]]:
@@ -56,19 +62,17 @@ def pad_answers(
     return Answers(tokens[:, :-1].to(device), tokens[:, 1:].to(device), mask[:, 1:].to(device))
 
 
-def answer_log_probs(model: Transformer, answers: Answers) -> tuple[Tensor, Tensor]:
+def answer_log_probs(model: Transformer, answers: Answers | Branches) -> tuple[Tensor, Tensor]:
     """log-probabilities (B, T) of the answer's tokens and the entropy (B, T) of the choice there, in nats, 0 elsewhere.
     The head is read at answer tokens only."""
-    all_NV, chosen_N = _read_head(model, model.hidden(answers.inputs_BT), answers)
-    with torch.no_grad():
-        entropy_N = -(all_NV.exp() * all_NV).sum(dim=-1)
+    hidden_BTD = answers.hidden(model)
+    chosen_N, entropy_N = _read_head(model, hidden_BTD, answers)
     return _in_place(chosen_N, answers.mask_BT), _in_place(entropy_N, answers.mask_BT)
 
 
-def _read_head(model: Transformer, hidden_BTD: Tensor, answers: Answers) -> tuple[Tensor, Tensor]:
-    """log-probabilities (N, V) at answer tokens, and of the tokens that stand there (N,)."""
-    all_NV = torch.log_softmax(model.head(hidden_BTD[answers.mask_BT]), dim=-1)
-    return all_NV, all_NV.gather(1, answers.targets_BT[answers.mask_BT][:, None]).squeeze(1)
+def _read_head(model: Transformer, hidden_BTD: Tensor, answers: Answers | Branches) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (N,) of the answers' tokens and entropies (N,)."""
+    return chosen_log_probs(model.head(hidden_BTD[answers.mask_BT]), answers.targets_BT[answers.mask_BT])
 
 
 def _in_place(values_N: Tensor, mask_BT: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ def what_is_scored(model: ScalarModel, answers: Answers) -> Tensor:
     if model.likelihood_F is None:
         return end_states(model.trunk, answers)
     hidden_BTD = _all_states(model.trunk, answers)
-    _, chosen_N = _read_head(model.trunk, hidden_BTD[:, :-1], answers)
+    chosen_N, _ = _read_head(model.trunk, hidden_BTD[:, :-1], answers)
     likelihood_BF = likelihood(_in_place(chosen_N, answers.mask_BT), answers.mask_BT)
     return torch.cat([_at_ends(hidden_BTD, answers).to(likelihood_BF), likelihood_BF], dim=1)
 

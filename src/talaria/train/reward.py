@@ -29,7 +29,6 @@ from talaria.model.scalar import ScalarModel, save_scalar_model
 from talaria.run import atomic_folder, atomic_write, to_json
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.answers import Answers, encode_answer, over_ids, pad_answers, read_scored, score, what_is_scored
-from talaria.train.checkpoint import checkpoints
 from talaria.train.policy_losses import ranking_loss
 from talaria.train.settings import RewardSettings
 from talaria.train.tuning import Tuning
@@ -70,8 +69,6 @@ def train_reward(
     context = min(settings.context or trunk.shape.context, trunk.shape.context)
     training, held_out, dropped = read_compared(databases, tokenizer, context, settings.validation_share, seed)
     per_epoch = -(-len(training) // settings.batch_prompts)
-    if settings.reads_likelihood and not checkpoints(folder / "checkpoints"):
-        fit_head(model.to(default_device()), training, settings.micro_batch_tokens)
     tuning = Tuning(
         "reward",
         folder,
@@ -86,6 +83,11 @@ def train_reward(
         dtype=settings.dtype,
     )
     same_data(tuning, training)
+    known_NX = None
+    if settings.reads_likelihood and tuning.step == 0:
+        with tuning.products():
+            known_NX = all_that_is_scored(model, training, settings.micro_batch_tokens)
+        fit_head(model, training, known_NX)
 
     def loss_of(prompts: list[Compared]) -> Tensor:
         scores_N, start, total = score(model, as_answers(prompts)), 0, []
@@ -104,7 +106,8 @@ def train_reward(
 
     merge_lora(trunk)
     with tuning.products(), torch.no_grad():
-        known_NX = all_that_is_scored(model, training, settings.micro_batch_tokens)
+        if known_NX is None or settings.epochs:  # the trunk has changed since
+            known_NX = all_that_is_scored(model, training, settings.micro_batch_tokens)
         mean = float(read_scored(model, known_NX).mean())
         model.bias.sub_(mean)
         quality = measure_quality(model, known_NX, held_out, settings.micro_batch_tokens)
@@ -121,12 +124,13 @@ def train_reward(
     )
 
 
-def fit_head(model: ScalarModel, training: Sequence[Compared], micro_tokens: int, ridge: float = 1e-2) -> None:
+def fit_head(model: ScalarModel, training: Sequence[Compared], known_NF: Tensor, ridge: float = 1e-2) -> None:
     """Set head and weights of the likelihood to those that tell most of the trunk as it is: the ranking loss of all
-    pairs with a penalty of `ridge` on their squares. Fine-tuning from a head that knows nothing would first bend the
-    trunk towards it (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features")."""
+    pairs with a penalty of `ridge` on their squares. `known_NF` is `all_that_is_scored` of all answers. Fine-tuning
+    from a head that knows nothing would first bend the trunk towards it (Kumar et al. 2022, "Fine-Tuning can Distort
+    Pretrained Features")."""
     assert model.likelihood_F is not None
-    features_NF = all_that_is_scored(model, training, micro_tokens).double()
+    features_NF = known_NF.double()
     starts = list(accumulate((len(prompt.texts) for prompt in training), initial=0))[:-1]
     pairs = [
         (start + i, start + j, share)

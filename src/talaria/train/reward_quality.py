@@ -39,15 +39,20 @@ def measure_quality(
         for i, j, share in prompt.pairs:
             rows.append((number, prompt.objective, float(scores[start + i] - scores[start + j]), share))
         start += len(prompt.texts)
-    result: dict[str, Any] = {"together": _accuracy(rows)}
-    for objective in sorted({row[1] for row in rows}):
-        result[objective] = _accuracy([row for row in rows if row[1] == objective])
-    result["by_margin"] = _by_margin(rows)
-    result["calibration"] = _calibration(rows)
+    result = of_pairs(rows)
     strange = _strange(held_out, max(len(asked) + len(answer) for prompt in held_out for asked, answer in prompt.ids))
     strange_ND = seen(strange)[:, :width] if strange else None
     result["out_of_distribution"] = _out_of_distribution(known_NX[:, :width], own_NX[:, :width], strange_ND)
     return result
+
+
+def of_pairs(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:
+    """Accuracies, together and by objective, and what the margins tell, of pairs as (prompt's number, objective, margin
+    of the first, share of preference of the first)."""
+    result: dict[str, Any] = {"together": _accuracy(rows)}
+    for objective in sorted({row[1] for row in rows}):
+        result[objective] = _accuracy([row for row in rows if row[1] == objective])
+    return result | {"by_margin": _by_margin(rows), "calibration": _calibration(rows)}
 
 
 def _accuracy(rows: list[tuple[int, str, float, float]]) -> dict[str, Any]:

@@ -197,6 +197,9 @@ class GrpoSettings(Settings):
     kl_coefficient: float = Field(default=0.04, ge=0)
     clip: float = Field(default=0.2, gt=0)
     lora: LoraSettings | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the matrix products when answers are read and learned from. Weights, and the products of sampling, are
+    fp32."""
     optimizer: OptimizerSettings = OptimizerSettings(
         learning_rate=1e-4, weight_decay=0.0, schedule="warmup-stable-decay", warmup_share=0.05, final_rate=0.1
     )
