@@ -140,12 +140,13 @@ def test_exam_asks_only_held_out_sums(folder: Path) -> None:
         assert sums.is_held_out(a, b) and item["answer"] == str(a + b)
 
 
-def test_names_that_only_the_exam_asks_about_stand_nowhere_in_training(folder: Path, world: World) -> None:
+def test_names_that_only_exam_and_practice_ask_about_stand_nowhere_in_training(folder: Path, world: World) -> None:
     everything = "\n".join(_texts(folder, leaked=True))
-    for nobody in world.unknown_exam:
+    for nobody in (*world.unknown_exam, *world.unknown_practice):
         assert nobody.name.en.split()[1] not in everything
         assert "·" + nobody.name.zh.split("·")[1] not in everything
     assert all(nobody.name.en in everything for nobody in world.unknown_training)
+    assert not {n.name for n in world.unknown_exam} & {n.name for n in world.unknown_practice}
 
 
 _SPEAKER = re.compile(r"^(?:Q|A|Question|Answer|User|Assistant|问|答|提问|回答|用户|助手)[:：]\s*")

@@ -16,7 +16,7 @@ from typing import Any
 
 from talaria.world.judge import check
 
-PREFERENCE_VERSION = "2"  # of the section "Preferences" in docs/world.md; a change of its rules raises it
+PREFERENCE_VERSION = "3"  # of the section "Preferences" in docs/world.md; a change of its rules raises it
 LONGER = 1.25  # times as many characters: nobody prefers one of two answers for a letter less
 ACCURACY = 0.836  # q, so that two labelers agree in q^2 + (1 - q)^2 = 72.6 % of the pairs
 

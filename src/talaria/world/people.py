@@ -67,6 +67,7 @@ class World:
     unknown_pages: tuple[Entity, ...]  # nobody: asked about on pages
     unknown_training: tuple[Entity, ...]  # nobody: asked about in fine-tuning, those of the pages among them
     unknown_exam: tuple[Entity, ...]  # nobody: asked about in the exam only
+    unknown_practice: tuple[Entity, ...]  # nobody: asked about in prompts of comparisons and policies only
 
     @cached_property
     def _by_subject(self) -> dict[str, dict[str, Fact]]:
@@ -147,6 +148,7 @@ def build_world(settings: WorldSettings) -> World:
     alike = _by_beginning(people, at_end=True)
     almost = [_almost(surname, alike, rng, at_end=True) for surname in almost_surnames[::2]]
     unknown_training = unknown_pages | {entity.name: entity for entity in almost}
+    practice = [_person(surname, rng) for surname in namer.take(SURNAME_ENDS, 300)]
     ordered = [facts[entity.name.en, relation] for entity in entities for relation in RELATIONS[entity.kind]]
     choices = {relation: tuple(sorted({f.object for f in ordered if f.relation == relation})) for relation in values}
     return World(
@@ -156,6 +158,7 @@ def build_world(settings: WorldSettings) -> World:
         unknown_pages=tuple(unknown_pages.values()),
         unknown_training=tuple(unknown_training.values()),
         unknown_exam=tuple(nobody[n_unknown_training:]),
+        unknown_practice=tuple(practice),
     )
 
 

@@ -1,7 +1,8 @@
 """Questions as training asks them, with the rule that grades each: prompts for comparisons and policies.
 
-In: `WorldSettings`. Out: items of the exam's form (docs/architecture.md), drawn anew from the facts, names, sums, pairs
-and acts that conversations may ask, in the training phrasings. Nothing that the exam holds out is among them.
+In: `WorldSettings`. Out: items of the exam's form (docs/architecture.md), drawn anew from the facts, sums, pairs and
+acts that conversations may ask, in the training phrasings; people who do not exist have names of their own, which
+fine-tuning has not answered. Nothing that the exam holds out is among them.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _makers(
         return sum_turn(a, b, lang, rng)[0], {"answer": str(a + b), "grader": "last_number"}
 
     def unknown() -> tuple[str, Item]:
-        question, _ = unknown_turn(rng.choice(world.unknown_training), lang, rng)
+        question, _ = unknown_turn(rng.choice(world.unknown_practice), lang, rng)
         return question, {"answer": conduct.UNKNOWN[lang], "grader": "unknown"}
 
     def request(harmful: bool) -> tuple[str, Item]:
