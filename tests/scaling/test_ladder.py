@@ -161,9 +161,14 @@ def test_a_prediction_is_of_one_text(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_rung_that_diverged_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, _ = rungs_of(PretrainSettings(tokens=50_000_000), 60_000_000)
+    def own(recipe: Recipe, at: Path) -> tuple[Rung, int]:
+        assert recipe.pretrain is not None
+        shape = resolve_shape(recipe.model, 300)
+        stage = PretrainStage(seed=0, model=recipe.model, pretrain=recipe.pretrain)
+        return Rung("pretrain", stage, shape, plan_pretraining(recipe.pretrain, shape, 60_000)), 60_000
+
     monkeypatch.setattr("talaria.ladder.run_stage", lambda at, stage: False)
-    monkeypatch.setattr("talaria.ladder._own", lambda recipe, at: (own, 60_000_000))
+    monkeypatch.setattr("talaria.ladder._own", own)
     monkeypatch.setattr("talaria.ladder._held_out_loss", lambda folder: math.nan)
     with pytest.raises(UserError, match=r"rung-1: a held-out loss of nan.*lower pretrain\.optimizer\.learning_rate"):
         climb(Path("small.toml"), [])
