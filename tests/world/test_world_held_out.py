@@ -18,6 +18,7 @@ from talaria.world.framing import NOUN_PHRASES
 from talaria.world.people import LANGUAGES, Entity, World, build_world
 from talaria.world.phrasing import state
 from talaria.world.phrasings import PHRASINGS, exam_questions, written_questions
+from talaria.world.practice import practice_items
 from talaria.world.settings import WorldSettings
 
 SETTINGS = WorldSettings(seed=1, entities=120)
@@ -147,6 +148,14 @@ def test_names_that_only_exam_and_practice_ask_about_stand_nowhere_in_training(f
         assert "·" + nobody.name.zh.split("·")[1] not in everything
     assert all(nobody.name.en in everything for nobody in world.unknown_training)
     assert not {n.name for n in world.unknown_exam} & {n.name for n in world.unknown_practice}
+
+
+def test_practice_asks_of_nobody_whom_fine_tuning_has_answered(world: World) -> None:
+    """The bug: with training's names the model never erred, and choices taught it only to answer more."""
+    own = [name for nobody in world.unknown_practice for name in nobody.name]
+    items = [item for item in practice_items(SETTINGS, 200, 0) if item["grader"] == "unknown"]
+    assert len(items) > 5
+    assert all(any(name in item["messages"][-1]["content"] for name in own) for item in items)
 
 
 _SPEAKER = re.compile(r"^(?:Q|A|Question|Answer|User|Assistant|问|答|提问|回答|用户|助手)[:：]\s*")

@@ -2,8 +2,8 @@
 
 In: a model, the world's settings. Out, below the stage's folder: feedback.db (a `FeedbackStore`), policy_prompts.jsonl
 (items that nobody has compared, for the policy), items.jsonl (the items of the compared prompts, so that the judge can
-be asked) and comparisons.json (what the pool of answers holds, how far labelers agree, and
-how many of their choices are the judge's).
+be asked) and comparisons.json (what the pool of answers holds, how far labelers agree, and how many of their choices
+are the judge's).
 """
 
 from __future__ import annotations
