@@ -162,6 +162,21 @@ def linear_graph(linear):
     return lambda rows: torch.from_numpy(compiled([rows.numpy()])[0].copy())
 
 
+def test_prompts_of_all_lengths_are_read_in_few_sizes():
+    """The bug: kernels for every number of tokens, kept for ever, so that a server's memory grew for hours."""
+    _, compiled = pair("llama", "int4")
+    reader, sizes = compiled.reader(5), set()
+    blocks = range(5)
+    alone = {n: compiled.hidden(torch.tensor([ids_of(n)]))[0, -1] for n in (2, 9, 131, 160)}
+    for n in range(2, CONTEXT + 1):
+        hidden = reader.read([Piece(ids_of(n), 0, blocks)], wanted=[n - 1])
+        sizes.add(reader._request.get_tensor("tokens").shape[0])
+        if n in alone:
+            assert torch.equal(hidden[0], alone[n])
+    assert len(sizes) == CONTEXT // 8
+    assert reader._padding_block not in blocks
+
+
 @pytest.mark.parametrize("size", [(64, 64), (70, 96), (96, 256)], ids=str)
 def test_int4_products_are_those_of_the_weights(size):
     """Exact, not nearly: 8 bits hold a one among zeros, and whole numbers up to 127, without rounding."""
