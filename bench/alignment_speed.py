@@ -133,7 +133,7 @@ def ours(name: str, folder: Path, stage: Path, dtype: str) -> None:
         settings = GrpoSettings(rollouts=ANSWERS // GROUP, group=GROUP, kl_coefficient=0.04, dtype=dtype, **same)
         grpo_module.grpo(settings, base, None, prompts, 0, stage)
     else:
-        for function, part in (("sample", "sampling"), ("reward_of", "reward"), ("update", "update")):
+        for function, part in (("answer", "sampling"), ("reward_of", "reward"), ("update", "update")):
             timed(ppo_module, function, part)
         timed(ppo_module, "assess", "policy, reference and value")
         ppo_module.ppo(

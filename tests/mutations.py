@@ -22,6 +22,7 @@ import torch._dynamo  # noqa: F401
 ROOT = Path(__file__).parent.parent
 PPO, LOSSES = "tests/train/test_ppo.py", "tests/train/test_policy_losses.py"
 ANSWERS, POLICY, ALGORITHM = "train/answers.py", "train/policy_losses.py", "train/ppo.py"
+ROLLOUTS = "train/rollouts.py"
 ROWS, BRANCHES = "train/branches.py", "tests/train/test_branches.py"
 
 # name, file below src/talaria, what stands there, the bug, the test file that must fail
@@ -80,7 +81,7 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [
     ("padding inside whitening", POLICY, "    inside = x_BT[mask_BT]\n", "    inside = x_BT.flatten()\n", LOSSES),
     (
         "truncated answers rewarded as ended",
-        ALGORITHM,
+        ROLLOUTS,
         'enumerate(completions) if answer.finish_reason == "stop"]',
         "enumerate(completions)]",
         PPO,

@@ -86,7 +86,7 @@ def _check_rollouts(recipe: Recipe, coming: list[str], tokenizer: Tokenizer, con
     """Some prompt of each policy leaves room for `max_tokens` in the context, and every prompt that is compared for
     a token."""
     from talaria.tokens.chat import encode_chat
-    from talaria.train.ppo import read_prompts
+    from talaria.train.rollouts import read_prompts
 
     if "comparisons" in coming:
         asked = [

@@ -30,7 +30,7 @@ from talaria.model.transformer import Transformer
 from talaria.report.results import WIN_SHARES, ResultRow, read_results, write_results
 from talaria.run import atomic_write, read_rows, to_json
 from talaria.train.answers import answer_log_probs, over_pieces, pad_answers
-from talaria.train.ppo import reward_of
+from talaria.train.rollouts import reward_of
 from talaria.world.judge import check
 from talaria.world.labelers import PREFERENCE_VERSION, is_good, judge
 

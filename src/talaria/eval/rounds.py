@@ -18,7 +18,7 @@ from talaria.feedback.snapshot import count_choices
 from talaria.model.checkpoint import load_shape
 from talaria.run import atomic_write, read_json, to_json
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.ppo import read_prompts
+from talaria.train.rollouts import read_prompts
 
 
 def measure_round(

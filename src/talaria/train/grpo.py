@@ -29,7 +29,8 @@ from talaria.run import atomic_folder
 from talaria.train.answers import answer_log_probs, in_pieces, over_pieces
 from talaria.train.branches import Branches, Ids, answers_a_row, branch_rows, row_length
 from talaria.train.policy_losses import clipped_policy_loss, group_advantages, kl_penalty
-from talaria.train.ppo import Told, draw_prompts, gold, read_prompts, reward_of, sample
+from talaria.train.ppo import Told
+from talaria.train.rollouts import draw_prompts, gold, read_prompts, reward_of, sample
 from talaria.train.settings import GrpoSettings
 from talaria.train.tuning import Tuning, micro_rows
 from talaria.world.judge import check
