@@ -3,7 +3,7 @@
     python bench/ladders.py --text poems=poems.jsonl --statements --seeds 0 1 2 3 4 --minutes 10     # until it is done
     python bench/ladders.py --text poems=poems.jsonl --statements --table                             # so far
 
-`--world` is the whole text of the embedded world, `--statements` only those of its pages that tell facts (`about` and
+`--world 800` is the whole text of an embedded world, `--statements` only those of its pages that tell facts (`about` and
 `notes`, two languages): a third of it, without the questions in thousands of phrasings.
 
 Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
@@ -60,7 +60,7 @@ optimizer = {{ name = "muon", learning_rate = {rate}, newton_schulz_steps = 3, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--world", action="store_true", help="the embedded world of 800 entities")
+    parser.add_argument("--world", type=int, metavar="ENTITIES", help="the embedded world, of so many entities")
     parser.add_argument("--statements", action="store_true", help="the telling pages of a world of 2,400")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
@@ -73,7 +73,7 @@ def main() -> None:
         name: f"[corpus]\npaths = [{json.dumps(str(Path(file).resolve()))}]" for name, file in _pairs(options.text)
     }
     if options.world:
-        texts["world"] = "[world]\nentities = 800\n\n[corpus]"
+        texts[f"world-of-{options.world}"] = f"[world]\nentities = {options.world}\n\n[corpus]"
     if options.statements:
         texts["statements"] = f"[corpus]\npaths = [{json.dumps(str(statements(options.folder).resolve()))}]"
     if not options.table:

@@ -1,4 +1,4 @@
-"""What a round is measured on where there is no exam: the policy's own prompts."""
+"""What a round is measured on where there is no exam: prompts that training leaves out, else the policy's own."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ def test_prompts_are_cut_to_the_context_without_an_engine(
     save_model(Transformer(shape), tokenizer, tmp_path / "model")
     monkeypatch.setattr(Engine, "__init__", refuse)
     rows = [
-        {"messages": [{"role": "user", "content": content}]} for content in ("Where?", "Where was Mira born? " * 20)
+        {"messages": [{"role": "user", "content": content}], "split": "train"}
+        for content in ("Where?", "Where was Mira born? " * 20)
     ]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = EvalSettings(max_tokens=16, preference_items=5)
     [kept] = _held_prompts([tmp_path / "prompts.jsonl"], tmp_path / "model", settings, 0)
     assert kept["messages"] == rows[0]["messages"] and len(kept["ids"]) <= 64 - 16
+    rows += [rows[0] | {"split": split} for split in ("validation", "test")]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [kept] = _held_prompts([tmp_path / "prompts.jsonl"], tmp_path / "model", settings, 0)
+    assert kept["split"] == "validation"

@@ -81,6 +81,21 @@ def test_prompts_end_with_the_user_and_may_hold_any_separator_of_lines(tmp_path:
         read_prompts([file], tokenizer, room=40)
 
 
+def test_a_policy_is_not_trained_on_prompts_of_other_splits(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The bug: the users that `talaria prompts` held out, in the training of the policy all the same."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"sea {split}"}], "split": split}
+        for split in ("train", "validation", "test", None)
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [item["split"] for item in read_prompts([file], tokenizer, room=40)] == ["train", None]
+    assert [item["split"] for item in read_prompts([file], tokenizer, 40, ("validation",))] == ["validation"]
+    file.write_text(json.dumps(rows[1]))
+    with pytest.raises(UserError, match=r"no prompt of at most 40 tokens \(1 are of other splits than train\)"):
+        read_prompts([file], tokenizer, room=40)
+
+
 def test_an_answer_that_was_cut_is_never_better_than_the_worst_whole_one(tokenizer: Tokenizer) -> None:
     """The bug: -1 as a floor for rewards that may lie anywhere, so that rambling pays where all answers are bad."""
     rewarder = ScalarModel(tiny_policy(tokenizer), torch.Generator().manual_seed(0))

@@ -59,7 +59,9 @@ def measure_round(
 
 
 def _held_prompts(files: Sequence[Path], model: Path, settings: EvalSettings, seed: int) -> list[dict[str, Any]]:
-    """Some of the policy's own prompts, the same ones in every round."""
+    """Some prompts, the same ones in every round: those that training leaves out, or the policy's own where there are
+    none."""
     room = load_shape(model).context - settings.max_tokens
-    items = read_prompts(files, Tokenizer.load(model), room)
+    items = read_prompts(files, Tokenizer.load(model), room, ("train", "validation"))
+    items = [item for item in items if item.get("split") == "validation"] or items
     return random.Random(seed).sample(items, min(settings.preference_items, len(items)))

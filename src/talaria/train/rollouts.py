@@ -31,9 +31,12 @@ from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
 
-def read_prompts(files: Sequence[Path], tokenizer: Tokenizer, room: int) -> list[dict[str, Any]]:
-    """Rows with `messages` that end with a user turn, with their ids; those longer than `room` tokens are left out."""
-    items = []
+def read_prompts(
+    files: Sequence[Path], tokenizer: Tokenizer, room: int, splits: Sequence[str] = ("train",)
+) -> list[dict[str, Any]]:
+    """Rows with `messages` that end with a user turn, with their ids; those longer than `room` tokens are left out, and
+    those that `talaria prompts` gave another split."""
+    items, n_elsewhere = [], 0
     for file in files:
         # Not splitlines, which also cuts at line separators inside a JSON string.
         for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
@@ -43,13 +46,16 @@ def read_prompts(files: Sequence[Path], tokenizer: Tokenizer, room: int) -> list
                 item = json.loads(line)
                 if item["messages"][-1]["role"] != "user":
                     raise ValueError("its last turn is not the user's")
+                is_elsewhere = (item.get("split") or "train") not in splits
                 item["ids"] = encode_chat(tokenizer, item["messages"], add_generation_prompt=True).ids
             except (ValueError, LookupError, TypeError) as error:
                 raise UserError(f"{file}:{number}: not a prompt ({error}); write one JSON row with messages") from None
-            if len(item["ids"]) <= room:
+            n_elsewhere += is_elsewhere
+            if len(item["ids"]) <= room and not is_elsewhere:
                 items.append(item)
     if not items:
-        raise UserError(f"{', '.join(map(str, files))}: no prompt of at most {room} tokens; give some")
+        told = f" ({n_elsewhere} are of other splits than {', '.join(splits)})" if n_elsewhere else ""
+        raise UserError(f"{', '.join(map(str, files))}: no prompt of at most {room} tokens{told}; give some")
     return items
 
 
