@@ -3,8 +3,8 @@
     python bench/ladders.py --text poems=poems.jsonl --statements --seeds 0 1 2 3 4 --minutes 10     # until it is done
     python bench/ladders.py --text poems=poems.jsonl --statements --table                             # so far
 
-`--world 800` is the whole text of an embedded world, `--statements` only those of its pages that tell facts (`about` and
-`notes`, two languages): a third of it, without the questions in thousands of phrasings.
+`--world 800` is the whole text of an embedded world of 800 entities, `--statements` only those of its pages that tell
+facts (`about` and `notes`, two languages): a third of it, without the questions in thousands of phrasings.
 
 Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
 tokenizer are made once for each text. The prediction is kept in `predicted.json` before the large run begins, and never
