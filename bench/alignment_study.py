@@ -32,11 +32,12 @@ from talaria.eval.statistics import mean_interval
 from talaria.eval.validation import held_out_loss
 from talaria.feedback.comparisons import collect_comparisons
 from talaria.feedback.settings import ComparisonSettings
+from talaria.files import atomic_write, read_json, to_json
 from talaria.infer.contract import row_seed
 from talaria.infer.load import load
 from talaria.pipeline import stages
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Stage, atomic_write, lock, read_json, read_metrics, run_stage, to_json
+from talaria.run import Stage, lock, read_metrics, run_stage
 from talaria.tokens.shards import Shards
 from talaria.train.ppo import ppo
 from talaria.train.reward import train_reward

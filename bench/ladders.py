@@ -24,10 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from talaria.files import atomic_write, read_json
 from talaria.ladder import climb
 from talaria.pipeline import run_recipe
 from talaria.recipe import read_recipe, run_path
-from talaria.run import atomic_write, read_json
 from talaria.world.build import write_world
 from talaria.world.settings import WorldSettings
 

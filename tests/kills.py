@@ -11,7 +11,8 @@ from typing import Any
 
 from forked import forked
 
-from talaria.run import read_metrics, sha256
+from talaria.files import sha256
+from talaria.run import read_metrics
 from talaria.train.checkpoint import checkpoints
 
 _CLOCK = {"time", "tokens_per_second", "flops_per_second", "mfu", "hours_left"}

@@ -12,13 +12,14 @@ from tiny_alignment import tiny_policy, tiny_tokenizer
 from talaria.alignment import _feedback, _prompts, _settle
 from talaria.errors import UsageError, UserError
 from talaria.feedback.store import FeedbackStore
+from talaria.files import sha256
 from talaria.infer.load import find_model
 from talaria.model.checkpoint import save_model
 from talaria.pipeline import run_recipe, stages
 from talaria.preflight import check_sources
 from talaria.recipe import read_recipe
 from talaria.report.results import read_results
-from talaria.run import Revision, is_current, run_stage, sha256
+from talaria.run import Revision, is_current, run_stage
 from talaria.verify import verify
 from talaria.world.settings import WorldSettings
 

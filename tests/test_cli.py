@@ -20,9 +20,10 @@ import pytest
 from command_line import talaria
 
 from talaria.errors import UsageError
+from talaria.files import sha256
 from talaria.preflight import check_texts
 from talaria.recipe import read_recipe
-from talaria.run import lock, sha256
+from talaria.run import lock
 from talaria.train.meter import Meter
 from talaria.world import arithmetic
 

@@ -16,11 +16,12 @@ from tiny_alignment import WORDS, tiny_policy, tiny_tokenizer, write_comparisons
 
 from talaria.errors import UserError
 from talaria.feedback.store import FeedbackStore
+from talaria.files import read_json, sha256
 from talaria.infer.load import find_model
 from talaria.model.checkpoint import save_model
 from talaria.pipeline import run_recipe
 from talaria.report.page import write_report
-from talaria.run import read_json, read_metrics, sha256
+from talaria.run import read_metrics
 from talaria.verify import verify
 
 KILLED = ("reward", "comparisons-2", "ppo-2")

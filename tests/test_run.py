@@ -13,18 +13,8 @@ import pytest
 
 from talaria.config import Settings
 from talaria.errors import UserError
-from talaria.run import (
-    Metrics,
-    Revision,
-    Stage,
-    atomic_write,
-    code_version,
-    is_finished,
-    lock,
-    read_metrics,
-    run_stage,
-    sha256,
-)
+from talaria.files import atomic_write, sha256
+from talaria.run import Metrics, Revision, Stage, code_version, is_finished, lock, read_metrics, run_stage
 from talaria.verify import unchecked, verify
 
 
@@ -371,20 +361,6 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         other.join()
     with lock(tmp_path):
         pass
-
-
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    atomic_write(path, "old")
-
-    def no_space(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
-        atomic_write(path, "new")
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_metrics_after_a_resume_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from talaria.config import apply_overrides, resolve, to_toml
 from talaria.errors import UsageError, UserError
+from talaria.files import atomic_write, read_json
 from talaria.recipe import read_recipe, run_path
-from talaria.run import atomic_write, finished_stages, read_json
+from talaria.run import finished_stages
 from talaria.verify import unchecked, verify
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)  # a path can be copied whole
@@ -127,8 +128,8 @@ def compare_runs(first: Path, second: Path) -> None:
 
 def import_model(source: Path, target: Path) -> None:
     """Read a Hugging Face folder or .gguf file and write it as a model folder."""
+    from talaria.files import atomic_folder
     from talaria.model.checkpoint import load_model, save_model
-    from talaria.run import atomic_folder
 
     if target.exists():
         raise UserError(f"{target}: exists already; choose another folder or delete it")
@@ -140,11 +141,11 @@ def import_model(source: Path, target: Path) -> None:
 
 def export_model(path: Path, to: str, output: Path, type: str | None) -> None:
     """Write a model as a Hugging Face folder or as one .gguf file, for other engines."""
+    from talaria.files import atomic_folder
     from talaria.infer.load import find_model
     from talaria.model.checkpoint import export_huggingface, load_model
     from talaria.model.export_gguf import TYPES, export_gguf
     from talaria.model.quantized_folder import is_quantized
-    from talaria.run import atomic_folder
 
     if to not in ("huggingface", "gguf"):
         raise UsageError(f"--to {to}: unknown; choose huggingface or gguf")
@@ -173,11 +174,11 @@ def export_model(path: Path, to: str, output: Path, type: str | None) -> None:
 def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output: Path | None) -> None:
     """Print what quantizing a model saves and costs; write the quantized model where `output` is given."""
     from talaria.eval.fidelity import batches_of_shards, batches_of_text, compare_models, fidelity_table
+    from talaria.files import atomic_folder
     from talaria.infer.load import load
     from talaria.model.compiled import can_compile, compile_transformer
     from talaria.model.quantized import QuantizedTransformer, int8_instead, weight_bytes
     from talaria.model.quantized_folder import save_quantized
-    from talaria.run import atomic_folder
 
     if output is not None and output.exists():
         raise UserError(f"{output}: exists already; choose another folder or delete it")

@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from talaria.errors import UsageError, UserError
+from talaria.files import atomic_write
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape
 from talaria.pipeline import LADDER, PretrainStage, console, pretrain_stage, stages
 from talaria.preflight import check_sources
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import atomic_write, is_current, lock, output_sha256, read_metrics, run_stage
+from talaria.run import is_current, lock, output_sha256, read_metrics, run_stage
 from talaria.scaling.ray import RayPrediction, predict_along
 from talaria.train.settings import PretrainSettings, Stretch, TrainingPlan, plan_pretraining
 

@@ -19,10 +19,11 @@ from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UsageError
 from talaria.eval.settings import EvalSettings
 from talaria.feedback.settings import ConversationSettings
+from talaria.files import read_json
 from talaria.model.settings import ModelSettings
 from talaria.preflight import check_sources, check_texts
 from talaria.recipe import Recipe, read_recipe, run_path
-from talaria.run import Revision, Stage, is_finished, lock, output_sha256, read_json, run_stage
+from talaria.run import Revision, Stage, is_finished, lock, output_sha256, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.train.settings import PlanSettings, PretrainSettings, SftSettings
 from talaria.world.settings import WorldSettings

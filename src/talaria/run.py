@@ -31,123 +31,25 @@ from typing import Any
 
 from talaria.config import Settings, to_toml
 from talaria.errors import UserError
+from talaria.files import (
+    DONE,
+    MANIFEST,
+    OWN_FILES,
+    STARTED,
+    atomic_write,
+    content_below,
+    files_below,
+    placed,
+    read_json,
+    sha256,
+    sync,
+    sync_below,
+    to_json,
+)
 
-MANIFEST = "manifest.json"
-DONE = "done.json"
 REVISION = "revision "
 """What begins an input's entry in a manifest where a revision, not a hash, tells its content."""
-_STARTED = "started.json"
-OWN_FILES = frozenset({MANIFEST, DONE, _STARTED})
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "pyarrow", "pydantic")
-
-
-# ------------------------------------------------------------------------------------------ files
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write `data` so that `path` holds either the old content or the new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _placed(error, path) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it is synced and takes the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        _sync_below(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file; of a folder, over its files' relative names and hashes, without manifest and done-mark."""
-    if path.is_dir():
-        lines = [f"{file.relative_to(path)} {sha256(file)}\n" for file in _content_below(path)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file that talaria wrote; a damaged one is named."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; delete the folder {path.parent} to make it again") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete the folder {path.parent} to make it again") from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file that talaria wrote; a damaged one is named. Only line feeds end a row: U+2028 and its like
-    may stand inside a string."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: damaged ({error}); delete {path.parent} to make it again") from None
-    return rows
-
-
-def without_passwords(text: str) -> str:
-    """`text` with *** for the passwords of the URLs in it, which nothing that is kept or shown may hold."""
-    text = re.sub(r"(://[^/:@]*):[^@]*@", r"\1:***@", text)
-    return re.sub(r"([?&]\w*password=)[^&\s]*", r"\1***", text)
-
-
-def to_json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _placed(error: OSError, path: Path) -> OSError:
-    """The error with the place where it happened, which a failed write does not tell."""
-    error.filename = error.filename or str(path)
-    return error
-
-
-def _sync_below(folder: Path) -> None:
-    """Every file and folder at and below `folder` is on the disk when this returns."""
-    for path in (*folder.rglob("*"), folder):
-        if path.is_file() or path.is_dir():
-            _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _content_below(folder: Path) -> list[Path]:
-    return [path for path in files_below(folder) if path.name not in OWN_FILES]
 
 
 # ---------------------------------------------------------------------------------------- metrics
@@ -253,7 +155,7 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     folder, partial = run_folder / stage.name, run_folder / f"{stage.name}.partial"
     _recover(run_folder, stage.name)
     key = _key(run_folder, stage)
-    begun = read_json(partial / _STARTED) if (partial / _STARTED).exists() else None
+    begun = read_json(partial / STARTED) if (partial / STARTED).exists() else None
     was_forced = begun == key | {"forced": True}
     if not force and not was_forced and _is_current(folder, key):
         _relink(run_folder, folder)
@@ -261,12 +163,12 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
     if partial.exists() and not was_forced and (force or begun != key | {"forced": False}):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
-    atomic_write(partial / _STARTED, to_json(key | {"forced": force or was_forced}))
+    atomic_write(partial / STARTED, to_json(key | {"forced": force or was_forced}))
     started = time.time()
     try:
         stage.work(partial)
     except OSError as error:
-        raise _placed(error, partial) from None
+        raise placed(error, partial) from None
     for leftover in list(partial.rglob(".*.tmp")):  # of a save that was killed
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     atomic_write(partial / "config.toml", to_toml(stage.settings))
@@ -287,7 +189,7 @@ def run_stage(run_folder: Path, stage: Stage, force: bool = False) -> bool:
         "parents": {name: sha256(run_folder / name / MANIFEST) for name in stage.parents},
     }
     atomic_write(partial / MANIFEST, to_json(manifest))
-    _sync_below(partial)
+    sync_below(partial)
     atomic_write(partial / DONE, done_mark(key, (partial / MANIFEST).read_bytes()))
     _recover(run_folder, stage.name)
     _relink_children(run_folder, stage.name)
@@ -372,12 +274,12 @@ def _recover(run_folder: Path, name: str) -> None:
     """Put a finished partial folder in its place; safe to repeat, so a kill in the middle of it loses nothing."""
     folder, partial, old = (run_folder / (name + suffix) for suffix in ("", ".partial", ".old"))
     if (partial / DONE).exists():
-        (partial / _STARTED).unlink(missing_ok=True)
+        (partial / STARTED).unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(partial, folder)
-        _sync(run_folder)
+        sync(run_folder)
     elif old.exists() and not folder.exists():
         os.replace(old, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -391,7 +293,7 @@ def _checked_hash(run_folder: Path, stage: Stage, path: Path | Revision) -> str:
     parent = next((name for name in stage.parents if path.is_relative_to(run_folder / name)), None)
     if parent is not None:
         outputs = read_json(run_folder / parent / MANIFEST)["outputs"]
-        for file in _content_below(path) if path.is_dir() else [path]:
+        for file in content_below(path) if path.is_dir() else [path]:
             if sha256(file) != outputs.get(str(file.relative_to(run_folder / parent))):
                 raise UserError(
                     f"{file}: not what stage {parent} wrote (hash mismatch); delete {run_folder / parent} and run again"
@@ -409,6 +311,12 @@ def _shown(run_folder: Path, name: str, path: Path | Revision) -> str:
 
 def located(run_folder: Path, name: str) -> Path:
     return Path(name) if os.path.isabs(name) else run_folder / name
+
+
+def without_passwords(text: str) -> str:
+    """`text` with *** for the passwords of the URLs in it, which nothing that is kept or shown may hold."""
+    text = re.sub(r"(://[^/:@]*):[^@]*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*password=)[^&\s]*", r"\1***", text)
 
 
 @cache

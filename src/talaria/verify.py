@@ -9,19 +9,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from talaria.run import (
-    DONE,
-    MANIFEST,
-    OWN_FILES,
-    REVISION,
-    done_mark,
-    files_below,
-    finished_stages,
-    located,
-    read_json,
-    sha256,
-    to_json,
-)
+from talaria.files import DONE, MANIFEST, OWN_FILES, files_below, read_json, sha256, to_json
+from talaria.run import REVISION, done_mark, finished_stages, located
 
 
 def verify(run_folder: Path) -> list[str]:

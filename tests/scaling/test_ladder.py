@@ -11,12 +11,13 @@ import pytest
 from command_line import talaria
 
 from talaria.errors import UserError
+from talaria.files import atomic_write, to_json
 from talaria.ladder import Rung, _band, climb, plan_rungs
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.pipeline import PretrainStage, _predicted
 from talaria.recipe import Recipe
 from talaria.report import write_report
-from talaria.run import atomic_write, output_sha256, read_metrics, to_json
+from talaria.run import output_sha256, read_metrics
 from talaria.train.settings import OptimizerSettings, PretrainSettings, plan_pretraining
 
 RECIPE = """\

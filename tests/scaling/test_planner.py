@@ -12,8 +12,8 @@ import pytest
 from command_line import talaria
 
 from talaria.errors import UsageError, UserError
+from talaria.files import read_json
 from talaria.recipe import read_recipe
-from talaria.run import read_json
 from talaria.scaling.fit import fit_law, write_fit
 from talaria.scaling.laws import CHINCHILLA as LAW
 from talaria.scaling.planner import CHINCHILLA, KAPLAN, Budget, Rule, allocate, read_rule

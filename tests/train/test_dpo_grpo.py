@@ -11,8 +11,9 @@ import torch
 from tiny_alignment import tiny_policy, tiny_tokenizer, write_comparisons, write_models, write_prompts
 
 from talaria.errors import UserError
+from talaria.files import read_json, sha256
 from talaria.model.checkpoint import load_model
-from talaria.run import read_json, read_metrics, sha256
+from talaria.run import read_metrics
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.dpo import dpo, prompt_losses
 from talaria.train.grpo import grpo

@@ -12,13 +12,14 @@ from tiny_alignment import tiny_policy, tiny_tokenizer, write_models, write_prom
 from torch import Tensor
 
 from talaria.errors import UserError
+from talaria.files import sha256
 from talaria.infer.contract import Completion
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
 from talaria.model.lora import add_lora
 from talaria.model.scalar import ScalarModel, head_apart, load_scalar_model, save_scalar_model
 from talaria.model.transformer import Transformer
-from talaria.run import read_metrics, sha256
+from talaria.run import read_metrics
 from talaria.tokens.batches import Batch
 from talaria.tokens.tokenizer import CHAT_TEMPLATE, Tokenizer
 from talaria.train.answers import (

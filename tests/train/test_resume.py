@@ -16,8 +16,9 @@ from kills import assert_kills_change_nothing
 
 from talaria.corpus.document import Document
 from talaria.errors import UserError
+from talaria.files import sha256
 from talaria.model.settings import ModelSettings
-from talaria.run import Stage, lock, read_metrics, run_stage, sha256
+from talaria.run import Stage, lock, read_metrics, run_stage
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer

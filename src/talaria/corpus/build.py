@@ -27,7 +27,7 @@ from talaria.corpus.files import ZstdRows, find_files, read_lines
 from talaria.corpus.quality import quality_reason
 from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UserError
-from talaria.run import atomic_write, to_json
+from talaria.files import atomic_write, to_json
 
 
 def build_corpus(

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from talaria.corpus.files import ROWS, TABLES, find_files, kind_of, read_chunks, read_lines
 from talaria.errors import UserError
-from talaria.run import MANIFEST, REVISION, Revision, is_finished, read_json
+from talaria.files import MANIFEST, read_json
+from talaria.run import REVISION, Revision, is_finished
 
 InvalidUtf8 = Literal["error", "replace"]
 HUB = "hf:"

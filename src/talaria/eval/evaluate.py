@@ -26,8 +26,8 @@ from talaria.eval.items import Item, choose_items, ranked_choices, read_items, s
 from talaria.eval.prompts import Strategy, likelihood_pair, prompt_ids
 from talaria.eval.settings import EvalSettings
 from talaria.eval.statistics import binomial_stderr, mean_stderr
+from talaria.files import atomic_write
 from talaria.report.results import ResultRow, write_results
-from talaria.run import atomic_write
 
 _ASKED_AT_ONCE = 2048
 """Prompts given to the engine at a time: many, since it lets the next one in as soon as an answer ends."""

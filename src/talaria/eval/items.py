@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from talaria.errors import UserError
-from talaria.run import atomic_write
+from talaria.files import atomic_write
 
 Grader = Literal["contains", "exact", "last_number", "refusal", "unknown", "not_refusal"]
 

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from talaria.eval.settings import EvalSettings
 from talaria.eval.statistics import binomial_stderr, bootstrap_interval, wilson_interval
+from talaria.files import atomic_write, read_rows, to_json
 from talaria.infer.contract import Completion, row_seed
 from talaria.infer.engine import Engine
 from talaria.infer.load import load
 from talaria.model.scalar import load_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.report.results import WIN_SHARES, ResultRow, read_results, write_results
-from talaria.run import atomic_write, read_rows, to_json
 from talaria.train.answers import answer_log_probs, over_pieces, pad_answers
 from talaria.train.rollouts import reward_of
 from talaria.world.judge import check

@@ -15,8 +15,8 @@ from typing import Any
 from talaria.eval.preferences import Preferences, draw_items
 from talaria.eval.settings import EvalSettings
 from talaria.feedback.snapshot import count_choices
+from talaria.files import atomic_write, read_json, to_json
 from talaria.model.checkpoint import load_shape
-from talaria.run import atomic_write, read_json, to_json
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.rollouts import read_prompts
 

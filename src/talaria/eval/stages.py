@@ -24,9 +24,9 @@ from talaria.eval.prompts import prompt_ids
 from talaria.eval.settings import EvalSettings
 from talaria.eval.statistics import mean_stderr
 from talaria.eval.validation import held_out_loss, validation_rows
+from talaria.files import read_rows
 from talaria.infer.engine import Engine
 from talaria.report.results import ResultRow, read_results, write_results
-from talaria.run import read_rows
 from talaria.tokens.shards import Shards
 
 _WITH_GOLD_ANSWER = ("contains", "exact", "last_number")

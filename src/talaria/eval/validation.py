@@ -17,10 +17,10 @@ from talaria.errors import UserError
 from talaria.eval.continuations import continue_held_out
 from talaria.eval.evaluate import Candidate, Provenance, provenance_of
 from talaria.eval.settings import EvalSettings
+from talaria.files import atomic_write
 from talaria.infer.engine import Engine
 from talaria.infer.load import load
 from talaria.report.results import ResultRow, write_results
-from talaria.run import atomic_write
 from talaria.tokens.batches import PackedBatches
 from talaria.tokens.shards import Shards
 from talaria.train.session import on_device

@@ -20,9 +20,9 @@ from talaria.feedback.prompts import Prompt
 from talaria.feedback.queue import AnnotationQueue, Kind
 from talaria.feedback.schema import answers, items, prompts, sa
 from talaria.feedback.settings import CollectSettings
+from talaria.files import sha256
 from talaria.infer.contract import row_seed
 from talaria.infer.engine import Engine
-from talaria.run import sha256
 
 _AT_ONCE = 16
 

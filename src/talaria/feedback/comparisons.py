@@ -16,10 +16,10 @@ from typing import Any
 from talaria.errors import UsageError
 from talaria.feedback.settings import DATABASE, ComparisonSettings
 from talaria.feedback.store import FeedbackStore
+from talaria.files import atomic_write, to_json
 from talaria.infer.contract import Completion, row_seed
 from talaria.infer.engine import Engine
 from talaria.report.results import wilson_interval
-from talaria.run import atomic_write, to_json
 from talaria.world.labelers import PREFERENCE_VERSION, Labeler, is_good, judge
 from talaria.world.practice import practice_items
 from talaria.world.settings import WorldSettings

@@ -13,7 +13,7 @@ from pathlib import Path
 from talaria.corpus.document import Document
 from talaria.errors import UserError
 from talaria.feedback.settings import ConversationSettings
-from talaria.run import atomic_write
+from talaria.files import atomic_write
 
 _ASKED_EN = ("Continue: {}", "Go on from here: {}", "What comes next? {}", "{}", "Write on after this: {}")
 _ASKED_ZH = ("请续写：{}", "接下去：{}", "下面是什么？{}", "{}", "请接着写：{}")

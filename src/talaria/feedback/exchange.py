@@ -24,7 +24,7 @@ from talaria.errors import UserError
 from talaria.feedback.forms import READERS, WRITERS, Choice, LeftOut
 from talaria.feedback.schema import answers, comparisons, insert_all, prompts
 from talaria.feedback.store import FLAGS, Comparison, FeedbackStore, comparison_row
-from talaria.run import atomic_write, sha256
+from talaria.files import atomic_write, sha256
 from talaria.tokens.conversations import read_rows
 
 

@@ -22,7 +22,7 @@ from talaria.corpus.document import decode_line
 from talaria.corpus.files import kind_of, read_lines
 from talaria.errors import UserError
 from talaria.feedback.settings import PromptSettings
-from talaria.run import atomic_write
+from talaria.files import atomic_write
 from talaria.tokens.chat import check_messages
 from talaria.tokens.conversations import read_rows
 

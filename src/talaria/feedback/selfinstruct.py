@@ -25,8 +25,8 @@ from talaria.corpus.files import read_lines
 from talaria.errors import UserError
 from talaria.feedback.rouge import rouge_l, words
 from talaria.feedback.settings import SelfInstructSettings
+from talaria.files import atomic_write, to_json
 from talaria.infer.contract import Completion, row_seed
-from talaria.run import atomic_write, to_json
 
 CONVERSATIONS = "conversations.jsonl"
 _FRUITLESS_ROUNDS = 5

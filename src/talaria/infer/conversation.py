@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from talaria.errors import UserError
-from talaria.run import atomic_write
+from talaria.files import atomic_write
 from talaria.tokens.conversations import read_conversations
 
 

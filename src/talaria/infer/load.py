@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from talaria.errors import UsageError, UserError
+from talaria.files import MANIFEST, read_json, sha256
 from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
 from talaria.model.compiled import can_compile, compile_transformer
@@ -17,7 +18,7 @@ from talaria.model.quantized import check_scheme
 from talaria.model.quantized import quantize as quantize_model
 from talaria.model.quantized_folder import is_quantized, load_quantized
 from talaria.model.transformer import Transformer
-from talaria.run import MANIFEST, is_finished, read_json, sha256
+from talaria.run import is_finished
 
 # Stages whose output answers prompts, the last one first.
 POLICY_STAGES = ("ppo", "grpo", "dpo", "sft", "pretrain")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from talaria.errors import UsageError, UserError
+from talaria.files import atomic_write
 from talaria.infer.connection import Connection, Meter, RefusedError
 from talaria.infer.contract import (
     Chunk,
@@ -29,7 +30,6 @@ from talaria.infer.contract import (
     as_stops,
     row_seed,
 )
-from talaria.run import atomic_write
 
 __all__ = ["Meter", "RemoteEngine", "Unsupported"]
 

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from talaria.errors import UserError
+from talaria.files import sha256
 from talaria.model.checkpoint import describe, save_tensors
 from talaria.model.interop_huggingface import read_json
 from talaria.model.linear import Linear
 from talaria.model.quantized import QuantizedTransformer, check_scheme
 from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Embedding, Int8Linear
 from talaria.model.shape import ModelShape
-from talaria.run import sha256
 from talaria.tokens.tokenizer import Tokenizer
 
 MODEL_TYPE = "talaria-quantized"

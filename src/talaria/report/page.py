@@ -12,6 +12,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from talaria.files import atomic_write
 from talaria.report.alignment import alignment_section
 from talaria.report.card import card_html, card_markdown, corpus_sentence, dropped, duration, headline
 from talaria.report.chart import Series, line_chart, number, with_median
@@ -21,7 +22,6 @@ from talaria.report.run_data import TRAINING, RunData, is_policy, read_run, titl
 from talaria.report.scores import samples_section, scores_section
 from talaria.report.stages import stages_section
 from talaria.report.style import STYLE
-from talaria.run import atomic_write
 
 
 def write_report(run_folder: Path, folder: Path | None = None) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from talaria.errors import UserError
-from talaria.run import atomic_write
+from talaria.files import atomic_write
 
 WIN_SHARES = ("win_share", "win_share_length_controlled")
 PROPORTIONS = ("accuracy", "choice_accuracy", *WIN_SHARES)

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from talaria.config import load_table
 from talaria.errors import UserError
+from talaria.files import MANIFEST, read_json, read_rows, sha256
 from talaria.report.results import WIN_SHARES, ResultRow, read_results
-from talaria.run import MANIFEST, read_json, read_metrics, read_rows, sha256
+from talaria.run import read_metrics
 
 T = TypeVar("T")
 TUNED = ("comparisons", "reward", "dpo", "grpo", "ppo")

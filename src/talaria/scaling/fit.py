@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from talaria.errors import UserError
-from talaria.run import atomic_write
+from talaria.files import atomic_write
 from talaria.scaling.laws import LAWS, Law
 from talaria.scaling.least_squares import minimise, minimise_from_grid
 from talaria.scaling.points import Array, Points

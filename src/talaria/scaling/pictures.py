@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from talaria.errors import UserError
-from talaria.run import atomic_write
+from talaria.files import atomic_write
 from talaria.scaling.allocation_laws import Valley
 from talaria.scaling.fit import Fit
 from talaria.scaling.laws import LAWS

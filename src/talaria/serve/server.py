@@ -33,9 +33,9 @@ from talaria.feedback.prompts import read_prompts
 from talaria.feedback.queue import AnnotationQueue, Kind
 from talaria.feedback.settings import CollectSettings
 from talaria.feedback.store import FeedbackStore
+from talaria.files import atomic_write
 from talaria.infer.engine import Engine
 from talaria.infer.load import load
-from talaria.run import atomic_write
 from talaria.serve.annotate import GUIDELINES, create_annotation_app
 from talaria.serve.app import create_app
 from talaria.serve.keys import Keyring

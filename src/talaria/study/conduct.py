@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from talaria.errors import UserError
+from talaria.files import atomic_write, to_json
 from talaria.report.results import ResultRow, read_results, write_results
-from talaria.run import Stage, atomic_write, is_current, lock, run_stage, to_json
+from talaria.run import Stage, is_current, lock, run_stage
 from talaria.study.settings import ArmSettings, StudySettings
 
 

@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from talaria.files import atomic_write
 from talaria.report.chart import Series, line_chart, number
 from talaria.report.style import STYLE
-from talaria.run import atomic_write
 from talaria.study.findings import KINDS_SOUGHT
 from talaria.study.points import Point, last_points, question
 from talaria.study.tables import Table, appeared, at_chance, tables_of

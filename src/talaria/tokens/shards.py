@@ -22,7 +22,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from talaria.corpus.document import Document
 from talaria.errors import UserError
-from talaria.run import atomic_write, read_json, sha256, to_json
+from talaria.files import atomic_write, read_json, sha256, to_json
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.tokenizer import Tokenizer
 

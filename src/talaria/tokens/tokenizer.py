@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, models, processors
 
 from talaria.errors import UserError
-from talaria.run import atomic_write, read_json, to_json
+from talaria.files import atomic_write, read_json, to_json
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.vocabulary import (
     BYTE_TO_CHARACTER,

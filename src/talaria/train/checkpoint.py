@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from talaria.errors import UserError
+from talaria.files import atomic_folder, atomic_write, read_json, sha256, to_json
 from talaria.model.checkpoint import describe_own_names, save_tensors
 from talaria.model.transformer import Transformer
-from talaria.run import atomic_folder, atomic_write, read_json, sha256, to_json
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.optim import load_optimizer_tensors, optimizer_tensors
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from talaria.files import atomic_folder
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.device import default_device
 from talaria.model.lora import add_lora, merged_copy
 from talaria.model.transformer import Transformer
-from talaria.run import atomic_folder
 from talaria.train.answers import answer_log_probs
 from talaria.train.policy_losses import preference_loss
 from talaria.train.reward import Compared, as_answers, as_micro_batches, batch_of, pairs_of, read_compared, same_data

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talaria.errors import UserError
+from talaria.files import atomic_folder
 from talaria.infer.contract import row_seed
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.device import default_device
@@ -25,7 +26,6 @@ from talaria.model.lora import add_lora, merged_copy, without_lora
 from talaria.model.scalar import load_scalar_model
 from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
-from talaria.run import atomic_folder
 from talaria.train.answers import answer_log_probs, in_pieces, over_pieces
 from talaria.train.branches import Branches, Ids, answers_a_row, branch_rows, row_length
 from talaria.train.policy_losses import clipped_policy_loss, group_advantages, kl_penalty

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from talaria.errors import UserError
+from talaria.files import atomic_folder
 from talaria.infer.contract import row_seed
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.device import default_device
 from talaria.model.lora import add_lora, merged_copy, without_lora
 from talaria.model.scalar import ScalarModel, head_apart, load_scalar_model
 from talaria.model.transformer import Transformer
-from talaria.run import atomic_folder
 from talaria.tokens.batches import Batch, PackedBatches
 from talaria.tokens.shards import Shards
 from talaria.tokens.tokenizer import Tokenizer

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from talaria.errors import UserError
 from talaria.feedback.store import Comparison, FeedbackStore
+from talaria.files import atomic_folder, atomic_write, to_json
 from talaria.model.checkpoint import load_model
 from talaria.model.device import default_device
 from talaria.model.lora import add_lora, merge_lora
 from talaria.model.scalar import ScalarModel, save_scalar_model
-from talaria.run import atomic_folder, atomic_write, to_json
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.answers import Answers, encode_answer, over_ids, pad_answers, read_scored, score, what_is_scored
 from talaria.train.policy_losses import ranking_loss

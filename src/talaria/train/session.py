@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 
+from talaria.files import atomic_write, to_json
 from talaria.model.device import default_device
 from talaria.model.transformer import Transformer
-from talaria.run import Metrics, atomic_write, to_json
+from talaria.run import Metrics
 from talaria.tokens.batches import Batch
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train import parallel

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from talaria.errors import UserError
+from talaria.files import atomic_folder, atomic_write, read_json, to_json
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.lora import add_lora, merged_copy
 from talaria.model.transformer import Transformer
-from talaria.run import atomic_folder, atomic_write, read_json, to_json
 from talaria.tokens.batches import Batch, ConversationBatches, PackedBatches, pack_conversations
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.conversations import read_conversations

@@ -22,10 +22,10 @@ from talaria.corpus.settings import CorpusSettings
 from talaria.errors import UserError
 from talaria.feedback.continuations import write_continuations
 from talaria.feedback.settings import ConversationSettings
+from talaria.files import atomic_write
 from talaria.model.device import default_device
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.model.transformer import Transformer
-from talaria.run import atomic_write
 from talaria.tokens.batches import Batch, pack_conversations
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.conversations import read_conversations

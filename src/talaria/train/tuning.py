@@ -19,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from talaria.errors import UsageError
+from talaria.files import atomic_write, to_json
 from talaria.model.device import default_device
 from talaria.model.transformer import Transformer
-from talaria.run import Metrics, atomic_write, to_json
+from talaria.run import Metrics
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.allocator import keep_freed_memory
 from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
