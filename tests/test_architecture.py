@@ -35,7 +35,9 @@ def allowed(place: str) -> set[str]:
         "planning": SHARED | set(ROOMS) | {"scaling"},
         "ladder": SHARED | set(ROOMS) | {"pipeline", "preflight", "recipe", "scaling"},
         "study": SHARED | set(ROOMS) | {"scaling", "study"},
-        "commands": SHARED | set(ROOMS) | {"recipe", "verify", "ladder", "planning", "scaling", "knowledge", "study"},
+        "commands": SHARED
+        | set(ROOMS)
+        | {"commands", "recipe", "verify", "ladder", "planning", "scaling", "knowledge", "study"},
         "cli": {"commands", "errors", "pipeline"},
         "__main__": {"cli"},
         "__init__": {"infer"},

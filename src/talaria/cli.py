@@ -50,7 +50,7 @@ def init(
     minutes: Annotated[float, typer.Option(help="Time the whole run may take on this machine.")] = 15.0,
 ) -> None:
     """Write a recipe for a folder of your own text, sized for this machine and a time."""
-    from talaria.commands import init_recipe
+    from talaria.commands.recipes import init_recipe
 
     init_recipe(folder, output, minutes)
 
@@ -138,7 +138,7 @@ def chat(
     history: Annotated[bool, typer.Option(help="Keep what is typed, for the up key of the next chat.")] = True,
 ) -> None:
     """Talk to a model in the terminal; /help lists what can be typed."""
-    from talaria.commands import chat as start_chat
+    from talaria.commands.models import chat as start_chat
 
     start_chat(path, system, history, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
 
@@ -149,7 +149,7 @@ def import_(
     target: Annotated[Path, typer.Argument(help="The folder to write.", metavar="FOLDER")],
 ) -> None:
     """Turn a pretrained model into a model folder that every command takes."""
-    from talaria.commands import import_model
+    from talaria.commands.models import import_model
 
     import_model(source, target)
 
@@ -162,7 +162,7 @@ def export(
     type: Annotated[str | None, typer.Option(help="Of a gguf's matrices: f32 (default), f16 or q8_0.")] = None,
 ) -> None:
     """Write a model, its tokenizer and chat template for other engines."""
-    from talaria.commands import export_model
+    from talaria.commands.models import export_model
 
     export_model(path, to, output, type)
 
@@ -176,7 +176,7 @@ def quantize(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the small model to.")] = None,
 ) -> None:
     """What weights of 8 or 4 bits save and cost: bytes, held-out loss and agreement before and after."""
-    from talaria.commands import quantize_model
+    from talaria.commands.models import quantize_model
 
     quantize_model(path, to, text, tokens, output)
 
@@ -189,7 +189,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Prefill and decode rates of a model on this machine."""
-    from talaria.commands import bench as measure
+    from talaria.commands.models import bench as measure
 
     measure(path, quantize, repeats, as_json)
 
@@ -210,7 +210,7 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Fit a scaling law to a table of runs: coefficients, intervals, and what the points cannot carry."""
-    from talaria.commands import fit_points
+    from talaria.commands.scaling import fit_points
 
     fit_points(points, law, columns or [], without, draws, seed, plot, output, as_json)
 
@@ -240,7 +240,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """How large, on how much text, for how long and to what loss: from a budget to a recipe."""
-    from talaria.commands import print_plan
+    from talaria.commands.scaling import print_plan
 
     given = {"flops": flops, "tokens": tokens, "params": parameters, "served_tokens": served_tokens}
     machine = {"device": device, "devices": devices, "utilisation": utilisation, "price": price}
@@ -256,7 +256,7 @@ def ladder(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
 ) -> None:
     """Train ten small runs of a recipe and predict the loss of its own; after that run, say whether it fell inside."""
-    from talaria.commands import climb_ladder
+    from talaria.commands.scaling import climb_ladder
 
     climb_ladder(recipe, overrides or [], plot, as_json)
 
@@ -277,7 +277,7 @@ def emergence(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Which tasks grow steadily, suddenly, fall or turn with scale, and whether a jump is more than its metric."""
-    from talaria.commands import print_emergence
+    from talaria.commands.scaling import print_emergence
 
     print_emergence(results, scale, columns or [], smooth or [], seed, plot, as_json)
 
@@ -297,7 +297,7 @@ def study(
     ] = False,
 ) -> None:
     """Look for steady, sudden and U-shaped curves in a world of symbols: small models of many sizes, one report."""
-    from talaria.commands import conduct_study
+    from talaria.commands.scaling import conduct_study
 
     conduct_study(out, seeds, sizes, overrides or [], report)
 
@@ -305,7 +305,7 @@ def study(
 @app.command()
 def compare(first: RunArgument, second: RunArgument) -> None:
     """Two runs side by side: settings that differ, losses, results and whether they differ beyond noise."""
-    from talaria.commands import compare_runs
+    from talaria.commands.runs import compare_runs
 
     compare_runs(first, second)
 
@@ -313,7 +313,7 @@ def compare(first: RunArgument, second: RunArgument) -> None:
 @app.command()
 def config(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Print a recipe with every default filled in; starts nothing."""
-    from talaria.commands import print_recipe
+    from talaria.commands.recipes import print_recipe
 
     print_recipe(recipe, overrides or [])
 
@@ -321,7 +321,7 @@ def config(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 @app.command()
 def verify(run_folder: RunArgument) -> None:
     """Re-hash the chain from raw text to weights and results."""
-    from talaria.commands import verify_run
+    from talaria.commands.runs import verify_run
 
     verify_run(run_folder)
 
@@ -332,7 +332,7 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """What this machine can train: predicted memory, disk and time."""
-    from talaria.commands import print_doctor
+    from talaria.commands.recipes import print_doctor
 
     print_doctor(recipe, overrides or [])
 
@@ -352,7 +352,7 @@ def serve(
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked and answered.")] = False,
 ) -> None:
     """Serve models over an OpenAI-compatible API; asks for a key, listens on localhost."""
-    from talaria.commands import serve as start_server
+    from talaria.commands.serving import serve as start_server
 
     given = [f"host={json.dumps(host)}", f"port={port}", f"log_prompts={json.dumps(log_prompts)}"]
     start_server(models, None if no_keys else keys, [*given, *(limits or [])])
@@ -378,7 +378,7 @@ def annotate(
     ] = None,
 ) -> None:
     """Serve the page on which people compare answers; each annotator has a key."""
-    from talaria.commands import annotate as start_page
+    from talaria.commands.feedback import annotate as start_page
 
     files = {"prompts": prompts, "qualification": qualification, "hidden": hidden, "guidelines": guidelines}
     start_page(models, store, None if no_keys else keys, files, settings or [], host, port)
@@ -393,7 +393,7 @@ def prompts(
     ] = None,
 ) -> None:
     """Gather prompts to be answered: duplicates out, few of each user, personal data masked, split by user."""
-    from talaria.commands import gather_prompts
+    from talaria.commands.feedback import gather_prompts
 
     gather_prompts(files, output, settings or [])
 
@@ -410,7 +410,7 @@ def selfinstruct(
     ] = None,
 ) -> None:
     """Make an SFT set from seed tasks with a model behind a URL; go on where it was stopped."""
-    from talaria.commands import self_instruct
+    from talaria.commands.feedback import self_instruct
 
     self_instruct(url, model, seeds, output, key_variable, settings or [])
 
@@ -424,7 +424,7 @@ def import_feedback(
     split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
 ) -> None:
     """Put choices of other projects into a feedback store."""
-    from talaria.commands import import_feedback as read_in
+    from talaria.commands.feedback import import_feedback as read_in
 
     read_in(files, store, form, criterion, split)
 
@@ -436,7 +436,7 @@ def export_feedback(
     form: FormOption = "jsonl",
 ) -> None:
     """Write the choices that stand, for other programs."""
-    from talaria.commands import export_feedback as write_out
+    from talaria.commands.feedback import export_feedback as write_out
 
     write_out(output, store, form)
 
@@ -449,7 +449,7 @@ def report_feedback(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Who judged how much, how fast and how well, and how far annotators agree."""
-    from talaria.commands import report_feedback as tell
+    from talaria.commands.feedback import report_feedback as tell
 
     tell(store, held_out or [], seed, as_json)
 
@@ -457,7 +457,7 @@ def report_feedback(
 @keys_app.command("add")
 def add_key(name: KeyName, keys: KeysFile = DEFAULT_KEYS) -> None:
     """Make a key and print it; only its hash is kept."""
-    from talaria.commands import change_keys
+    from talaria.commands.serving import change_keys
 
     change_keys(keys, add=name)
 
@@ -465,7 +465,7 @@ def add_key(name: KeyName, keys: KeysFile = DEFAULT_KEYS) -> None:
 @keys_app.command("list")
 def list_keys(keys: KeysFile = DEFAULT_KEYS) -> None:
     """Names of the keys and when they were made."""
-    from talaria.commands import change_keys
+    from talaria.commands.serving import change_keys
 
     change_keys(keys)
 
@@ -473,7 +473,7 @@ def list_keys(keys: KeysFile = DEFAULT_KEYS) -> None:
 @keys_app.command("revoke")
 def revoke_key(name: KeyName, keys: KeysFile = DEFAULT_KEYS) -> None:
     """Make a key worthless, also on a running server."""
-    from talaria.commands import change_keys
+    from talaria.commands.serving import change_keys
 
     change_keys(keys, revoke=name)
 

@@ -1,0 +1,4 @@
+"""What the command line does besides running stages, a module a subject.
+
+Rooms are imported where they are used, so that printing a recipe needs no torch.
+"""
