@@ -35,7 +35,6 @@ from talaria.train.answers import (
     score,
     shortest_first,
 )
-from talaria.train.cores import threads
 from talaria.train.policy_losses import advantages
 from talaria.train.ppo import Told, assess, ppo, update
 from talaria.train.rollouts import draw_prompts, read_prompts, reward_of, sample
@@ -196,21 +195,6 @@ def test_sampler_and_trainer_have_the_same_log_probabilities(tokenizer: Tokenize
     sampler = torch.tensor([p for c in completions for p in c.log_probs], dtype=torch.float64)
     assert len(sampler) == len(log_probs) > 20
     assert float((sampler - log_probs).abs().max()) <= 1e-9
-
-
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_answers_are_the_same_on_any_number_of_cores(tokenizer: Tokenizer, tmp_path: Path, count: int) -> None:
-    policy = tiny_policy(tokenizer).double()
-    prompts = [item["ids"] for item in prompts_of(tokenizer, tmp_path)[:count]]
-    found = []
-    for cores in (1, 2, 3):
-        with threads(cores):
-            found.append(sample(policy, tokenizer, prompts, 12, seed=4))
-    assert len(found[0]) == count
-    for answers in found[1:]:
-        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in found[0]]
-        for own, alone in zip(answers, found[0], strict=True):
-            assert own.log_probs == pytest.approx(alone.log_probs, abs=1e-9)
 
 
 def test_padding_is_in_neither_log_probabilities_nor_entropy_nor_kl(tokenizer: Tokenizer, tmp_path: Path) -> None:

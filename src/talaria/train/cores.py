@@ -7,7 +7,7 @@ takes a micro-batch of its own through forward and backward, and they meet once 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from talaria.model.transformer import Transformer
 
 M = TypeVar("M")
-R = TypeVar("R")
 MAX_PARAMETERS = 32_000_000
 """Above this, operations are long enough to be shared, and a gradient for each core would cost too much memory."""
 MAX_ACTIVATION_BYTES = 128 << 20
@@ -87,14 +86,6 @@ def backward_each(
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
                 yield loss_sum
-
-
-def each_on_a_core(work: Callable[[M], R], parts: Sequence[M]) -> list[R]:
-    """`work` of each part, in order: at once and each on one thread, unless there is only one."""
-    if len(parts) == 1:
-        return [work(parts[0])]
-    with threads(1):
-        return list(_pool(len(parts)).map(work, parts))
 
 
 @cache

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from talaria.errors import UserError
-from talaria.infer.contract import Completion, row_seed
+from talaria.infer.contract import Completion
 from talaria.infer.engine import Engine
 from talaria.model.device import default_device
 from talaria.model.lora import without_lora
@@ -26,7 +26,6 @@ from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answers, score, shortest_first
-from talaria.train.cores import cores_for, each_on_a_core
 from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
@@ -85,22 +84,10 @@ def answer(
 def sample(
     policy: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], max_tokens: int, seed: int
 ) -> list[Completion]:
-    """One answer a prompt by the engine, a small model's by an engine on each core. New ones each time, for their
-    memory, and so their rounding, to be as after a resume."""
-    size = -(-len(prompts) // cores_for(policy, len(prompts)))
-
-    def answers(start: int) -> list[Completion]:
-        own = range(start, min(start + size, len(prompts)))
-        engine = Engine(policy, tokenizer, max_batch_size=len(own), prefix_cache=False)
-        return engine.generate(
-            [prompts[row] for row in own],
-            max_tokens=max_tokens,
-            temperature=1.0,
-            seed=[row_seed(seed, row) for row in own],
-        )
-
-    parts = each_on_a_core(answers, range(0, len(prompts), size))
-    return [completion for part in parts for completion in part]
+    """One answer a prompt by the engine. A new one each time, for its memory, and so its rounding, to be as after a
+    resume."""
+    engine = Engine(policy, tokenizer, max_batch_size=len(prompts), prefix_cache=False)
+    return engine.generate(prompts, max_tokens=max_tokens, temperature=1.0, seed=seed)
 
 
 def reward_of(
