@@ -87,6 +87,13 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [
         PPO,
     ),
     (
+        "prompts of other splits train the policy",
+        ROLLOUTS,
+        'if len(item["ids"]) <= room and not is_elsewhere:',
+        'if len(item["ids"]) <= room:',
+        PPO,
+    ),
+    (
         "sampler and trainer log-probabilities apart",
         "infer/sampling.py",
         "    return tokens_B, logits_BV.gather(-1, tokens_B[:, None])[:, 0] - log_total_B",
