@@ -264,8 +264,8 @@ def tables(folder: Path, seeds: Sequence[int]) -> None:
         print()
 
 
-def _over(found: Iterable[float]) -> str:
-    values = list(found)
+def _over(found: Iterable[float | None]) -> str:
+    values = [value for value in found if value is not None]  # such as shares where nothing was decided
     each = " ".join(f"{x:.3f}" for x in values)
     if len(values) < 2:
         return each

@@ -89,8 +89,8 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [
     (
         "prompts of other splits train the policy",
         ROLLOUTS,
-        'if len(item["ids"]) <= room and not is_elsewhere:',
-        'if len(item["ids"]) <= room:',
+        "            if split not in splits:\n",
+        "            if False:\n",
         PPO,
     ),
     (

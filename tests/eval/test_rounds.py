@@ -37,5 +37,8 @@ def test_prompts_are_cut_to_the_context_without_an_engine(
     assert kept["messages"] == rows[0]["messages"] and len(kept["ids"]) <= 64 - 16
     rows += [rows[0] | {"split": split} for split in ("validation", "test")]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = _held_prompts([tmp_path / "prompts.jsonl"], tmp_path / "model", settings, 0)
+    assert [item["split"] for item in kept] == ["validation", "train"]
+    settings = EvalSettings(max_tokens=16, preference_items=1)
     [kept] = _held_prompts([tmp_path / "prompts.jsonl"], tmp_path / "model", settings, 0)
     assert kept["split"] == "validation"

@@ -15,7 +15,7 @@ import torch
 from talaria.errors import UserError
 from talaria.infer.contract import Sampling
 from talaria.infer.engine import Engine
-from talaria.model.compiled import PAGE, SHARE, Piece, can_compile, compile_transformer
+from talaria.model.compiled import MANY, PAGE, SHARE, Piece, _few_sizes, can_compile, compile_transformer
 from talaria.model.quantized import quantize, to_int4
 from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Linear
 
@@ -162,19 +162,50 @@ def linear_graph(linear):
     return lambda rows: torch.from_numpy(compiled([rows.numpy()])[0].copy())
 
 
-def test_prompts_of_all_lengths_are_read_in_few_sizes():
+def test_prompts_of_all_lengths_are_read_in_few_sizes(monkeypatch):
     """The bug: kernels for every number of tokens, kept for ever, so that a server's memory grew for hours."""
     _, compiled = pair("llama", "int4")
-    reader, sizes = compiled.reader(5), set()
-    blocks = range(5)
-    alone = {n: compiled.hidden(torch.tensor([ids_of(n)]))[0, -1] for n in (2, 9, 131, 160)}
+    reader, sizes, hidden = compiled.reader(5), set(), {}
     for n in range(2, CONTEXT + 1):
-        hidden = reader.read([Piece(ids_of(n), 0, blocks)], wanted=[n - 1])
+        [hidden[n]] = reader.read([Piece(ids_of(n), 0, range(5))], wanted=[n - 1])
         sizes.add(reader._request.get_tensor("tokens").shape[0])
-        if n in alone:
-            assert torch.equal(hidden[0], alone[n])
     assert len(sizes) == CONTEXT // 8
-    assert reader._padding_block not in blocks
+    monkeypatch.setattr("talaria.model.compiled._few_sizes", lambda n: n)
+    for n in (2, 9, 131, 160):
+        [alone] = reader.read([Piece(ids_of(n), 0, range(5))], wanted=[n - 1])
+        assert torch.equal(hidden[n], alone)
+
+
+@pytest.mark.parametrize("n_prompts", [20, 40])
+def test_padding_of_many_tokens_lies_in_its_own_block(n_prompts):
+    """The bug: up to 255 tokens of padding in one block of 32, which overwrote what came behind it in memory."""
+    _, compiled = pair("llama", "int4")
+    n, n_blocks = 103, 4 * n_prompts
+    assert _few_sizes(n * n_prompts) - n * n_prompts > PAGE
+    reader = compiled.reader(n_blocks + 1)
+    rest = n_blocks  # a block that belongs to somebody who is not read now
+    for array in reader._memory.values():
+        array[rest] = 7.0
+    pieces = [Piece(ids_of(n, i), 0, range(4 * i, 4 * i + 4)) for i in range(n_prompts)]
+    for piece in reader._padded(pieces):
+        assert len(piece.blocks) * PAGE >= piece.start + len(piece.ids) and rest not in piece.blocks
+    together = reader.read(pieces, wanted=[n * (i + 1) - 1 for i in range(n_prompts)])
+    assert all((array[rest] == 7.0).all() for array in reader._memory.values())
+    for i in (0, n_prompts - 1):
+        [alone] = compiled.reader(4).read([Piece(ids_of(n, i), 0, range(4))], wanted=[n - 1])
+        assert torch.equal(together[i], alone)
+
+
+def test_many_rows_go_through_the_head_in_few_sizes():
+    _, compiled = pair("llama")
+    rows = compiled.hidden(torch.tensor([ids_of(150)]))[0]
+    all_at_once, sizes = compiled.head(rows), set()
+    for n in range(1, 151):
+        scores = compiled.scores(rows[:n])
+        assert scores.logits.shape[0] == scores.log_totals.shape[0] == n
+        sizes.add(compiled._head.get_tensor("hidden").shape[0])
+        assert torch.equal(scores.best(), all_at_once[:n].argmax(-1))
+    assert len(sizes) == MANY + (152 - MANY) // 8
 
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 96), (96, 256)], ids=str)

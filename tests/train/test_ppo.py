@@ -92,7 +92,10 @@ def test_a_policy_is_not_trained_on_prompts_of_other_splits(tmp_path: Path, toke
     assert [item["split"] for item in read_prompts([file], tokenizer, room=40)] == ["train", None]
     assert [item["split"] for item in read_prompts([file], tokenizer, 40, ("validation",))] == ["validation"]
     file.write_text(json.dumps(rows[1]))
-    with pytest.raises(UserError, match=r"no prompt of at most 40 tokens \(1 are of other splits than train\)"):
+    with pytest.raises(UserError, match=r"no prompt of at most 40 tokens; 1 are of other splits than train"):
+        read_prompts([file], tokenizer, room=40)
+    file.write_text(json.dumps(rows[0] | {"split": "train_prefs"}))
+    with pytest.raises(UserError, match=r"jsonl:1: not a prompt \(its split is 'train_prefs', none of train, val"):
         read_prompts([file], tokenizer, room=40)
 
 

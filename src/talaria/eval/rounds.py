@@ -55,13 +55,15 @@ def measure_round(
         "reward_accuracy": quality["together"],
         "calibration_error": quality["calibration"]["error"],
     }
+    if exam is None:
+        record["items_held_out"] = sum(item.get("split") == "validation" for item in items)
     atomic_write(folder / "round.json", to_json(record | told.to_json()))
 
 
 def _held_prompts(files: Sequence[Path], model: Path, settings: EvalSettings, seed: int) -> list[dict[str, Any]]:
-    """Some prompts, the same ones in every round: those that training leaves out, or the policy's own where there are
-    none."""
-    room = load_shape(model).context - settings.max_tokens
+    """Some prompts, the same ones in every round: those that training leaves out, and where they are too few, of the
+    policy's own."""
+    room, draw = load_shape(model).context - settings.max_tokens, random.Random(seed)
     items = read_prompts(files, Tokenizer.load(model), room, ("train", "validation"))
-    items = [item for item in items if item.get("split") == "validation"] or items
-    return random.Random(seed).sample(items, min(settings.preference_items, len(items)))
+    items = draw.sample(items, len(items))
+    return sorted(items, key=lambda item: item.get("split") != "validation")[: settings.preference_items]

@@ -22,7 +22,8 @@ from talaria.model.transformer import Transformer
 def memory_for(
     model: Transformer | CompiledTransformer, cache_bytes: int, max_batch_size: int, prefix_cache: bool
 ) -> Memory:
-    """Keys and values of at most `cache_bytes`, and no more than full rows and as much kept need."""
+    """Keys and values of at most `cache_bytes`, and no more than full rows and as much kept need; a compiled model has
+    a block of padding besides."""
     shape, rows = model.shape, CACHE_SHARE * max_batch_size
     if isinstance(model, CompiledTransformer):
         n_blocks = min(cache_bytes // shape.kv_cache_bytes(1, PAGE), rows * n_blocks_for(shape.context, PAGE))

@@ -39,6 +39,8 @@ that knows its sizes spends a millisecond less a token on deciding what to do, a
 of many single tokens, since they wait for each other at every product otherwise. Larger weights hide such waits."""
 SHARE = 8
 """Single tokens a thread from which on they are dealt out: with fewer, reading the weights once a thread costs more."""
+MANY = 64
+"""Rows of a head up to which each number of them is a size of its own: those are the answers that run side by side."""
 _ACTIVATION_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # Columns of a row of activations that share a scale: those of a weight's group in INT4; INT8 has a scale a row. With
 # groups of 192 sixteen rows are a twentieth faster, and the loss is twice as far off.
@@ -127,11 +129,11 @@ class PagedReader:
         return _results(self._request)[0]
 
     def _padded(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
-        """One more sequence where the number of tokens is not of a few: OpenVINO makes kernels for each number that it
-        has not met, which takes 8 ms and a fifth of a MiB that it never gives back."""
+        """Sequences that nobody asked for behind the others, up to one of a few sizes; none is longer than a block."""
         n_tokens = sum(len(piece.ids) for piece in pieces)
-        n_missing = -n_tokens % max(8, 1 << n_tokens.bit_length() >> 5)
-        return [*pieces, Piece([0] * n_missing, 0, [self._padding_block])] if n_missing else pieces
+        n_missing = _few_sizes(n_tokens) - n_tokens
+        lengths = [min(PAGE, n_missing - start) for start in range(0, n_missing, PAGE)]
+        return [*pieces, *(Piece([0] * length, 0, [self._padding_block]) for length in lengths)]
 
     def _read_shares(self, pieces: Sequence[Piece]) -> Tensor:
         n, kept = len(self._shares), []
@@ -222,9 +224,12 @@ class CompiledTransformer:
     def scores(self, hidden_MD: Tensor) -> Scores:
         """Logits of hidden states, and what every choice of a token wants of them."""
         rows = hidden_MD.float().contiguous().numpy()
+        n_rows = len(rows)
+        if n_rows > MANY:
+            rows = np.concatenate([rows, np.zeros((_few_sizes(n_rows) - n_rows, rows.shape[1]), rows.dtype)])
         _give(self._head, "hidden", rows)
         self._head.infer()
-        return Scores(*(torch.from_numpy(output.data) for output in self._head.output_tensors))
+        return Scores(*(torch.from_numpy(output.data[:n_rows]) for output in self._head.output_tensors))
 
 
 @contextmanager
@@ -315,6 +320,13 @@ def _inputs(pieces: Sequence[Piece], wanted: Sequence[int], empty: int = 0) -> d
         "max_context_len": np.array(max(ends), dtype=np.int32),
         "wanted": np.array(wanted, dtype=np.int64),
     }
+
+
+def _few_sizes(n: int) -> int:
+    """n or a little more, 16 sizes at most between a number and its double: OpenVINO makes kernels for each size that
+    it has not met, which takes 8 ms in a trunk of 135M parameters and a fifth of a MiB that it never gives back."""
+    step = max(8, 1 << n.bit_length() >> 5)
+    return -(-n // step) * step
 
 
 def _begins(lengths: Sequence[int]) -> Any:

@@ -29,12 +29,14 @@ from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answe
 from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
+SPLITS = "train", "validation", "test"
+
 
 def read_prompts(
     files: Sequence[Path], tokenizer: Tokenizer, room: int, splits: Sequence[str] = ("train",)
 ) -> list[dict[str, Any]]:
     """Rows with `messages` that end with a user turn, with their ids; those longer than `room` tokens are left out, and
-    those that `talaria prompts` gave another split."""
+    those that `talaria prompts` gave another split. A row without a split is one of "train"."""
     items, n_elsewhere = [], 0
     for file in files:
         # Not splitlines, which also cuts at line separators inside a JSON string.
@@ -45,15 +47,18 @@ def read_prompts(
                 item = json.loads(line)
                 if item["messages"][-1]["role"] != "user":
                     raise ValueError("its last turn is not the user's")
-                is_elsewhere = (item.get("split") or "train") not in splits
+                split = item.get("split") or "train"
+                if split not in SPLITS:
+                    raise ValueError(f"its split is {split!r}, none of {', '.join(SPLITS)}")
                 item["ids"] = encode_chat(tokenizer, item["messages"], add_generation_prompt=True).ids
             except (ValueError, LookupError, TypeError) as error:
                 raise UserError(f"{file}:{number}: not a prompt ({error}); write one JSON row with messages") from None
-            n_elsewhere += is_elsewhere
-            if len(item["ids"]) <= room and not is_elsewhere:
+            if split not in splits:
+                n_elsewhere += 1
+            elif len(item["ids"]) <= room:
                 items.append(item)
     if not items:
-        told = f" ({n_elsewhere} are of other splits than {', '.join(splits)})" if n_elsewhere else ""
+        told = f"; {n_elsewhere} are of other splits than {', '.join(splits)}" if n_elsewhere else ""
         raise UserError(f"{', '.join(map(str, files))}: no prompt of at most {room} tokens{told}; give some")
     return items
 
