@@ -265,7 +265,10 @@ def tables(folder: Path, seeds: Sequence[int]) -> None:
 
 
 def _over(found: Iterable[float | None]) -> str:
-    values = [value for value in found if value is not None]  # such as shares where nothing was decided
+    given = list(found)
+    values = [value for value in given if value is not None]
+    if len(values) < len(given):
+        return f"not defined on {len(given) - len(values)} of {len(given)} seeds"  # such as a share of nothing decided
     each = " ".join(f"{x:.3f}" for x in values)
     if len(values) < 2:
         return each
