@@ -284,6 +284,28 @@ def test_talking_goes_on_with_the_best_answer(annotation: Annotation, browser: B
     page.close()
 
 
+def test_a_key_pressed_before_the_answers_are_drawn_is_the_judgements(annotation: Annotation, browser: Browser) -> None:
+    key = make_key(annotation.folder / "keys.json", "ann")
+    annotation.start("--set", "collect.max_tokens=12")
+    page = browser.open(annotation.address, private=True)
+    sign_in(page, key)
+    page.wait("!document.querySelector('#nothing').hidden")
+    page.click("#talk-tab")
+    page.wait("!document.querySelector('#composer').hidden")
+    pressed = "new KeyboardEvent('keydown', {key: '1', code: 'Digit1', bubbles: true})"
+    page.run(
+        "new MutationObserver((_, observer) => { if (document.querySelector('.card')) { observer.disconnect();"
+        f" queueMicrotask(() => document.activeElement.dispatchEvent({pressed})); }} }})"
+        ".observe(document.querySelector('#answers'), {childList: true})"
+    )
+    page.click("#text")
+    page.type("hello")
+    page.press("Enter")
+    page.wait("document.querySelectorAll('.card').length === 2 && !document.querySelector('#submit').disabled")
+    assert page.problems == []
+    page.close()
+
+
 def test_whoever_comes_next_is_not_shown_the_last_ones_conversation(annotation: Annotation, browser: Browser) -> None:
     ann, bob = (make_key(annotation.folder / "keys.json", name) for name in ("ann", "bob"))
     annotation.start("--set", "collect.max_tokens=12")

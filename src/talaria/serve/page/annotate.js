@@ -54,6 +54,8 @@ function show(next) {
   choice = draft && draft.assignment === item?.assignment ? draft : { groups: [], scores: {}, flags: {}, comment: "" };
   $("comment").value = choice.comment;
   redraw();
+  // The focus leaves what is hidden only when the page is next drawn; a key pressed before that is the judgement's.
+  if (item) $("text").blur();
   $("scroll").scrollTop = 0;
 }
 
