@@ -2,9 +2,11 @@
 
     python bench/ladders.py --text poems=poems.jsonl --statements --seeds 0 1 2 3 4 --minutes 10     # until it is done
     python bench/ladders.py --text poems=poems.jsonl --statements --table                             # so far
+    python bench/ladders.py --symbols --depth 3 --width 96 --tokens 6800000
 
 `--world 800` is the whole text of an embedded world of 800 entities, `--statements` only those of its pages that tell
-facts (`about` and `notes`, two languages): a third of it, without the questions in thousands of phrasings.
+facts (`about` and `notes`, two languages): a third of it, without the questions in thousands of phrasings. `--symbols`
+is the text of the world of the study of curves (`world/symbols.py`), every document of it new, a token a character.
 
 Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
 tokenizer are made once for each text. The prediction is kept in `predicted.json` before the large run begins, and never
@@ -21,6 +23,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from talaria.pipeline import run_recipe
 from talaria.recipe import read_recipe, run_path
 from talaria.world.build import write_world
 from talaria.world.settings import WorldSettings
+from talaria.world.symbols import build_symbols, documents
 
 RECIPE = """\
 [run]
@@ -40,12 +44,12 @@ seed = {seed}
 {source}
 
 [tokenizer]
-vocab_size = {vocab_size}
+{tokenizer}
 validation_fraction = 0.02
 
 [model]
-depth = 2
-d_model = 48
+depth = {depth}
+d_model = {width}
 n_heads = 4
 context = 64
 
@@ -62,8 +66,11 @@ def main() -> None:
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--world", type=int, metavar="ENTITIES", help="the embedded world, of so many entities")
     parser.add_argument("--statements", action="store_true", help="the telling pages of a world of 2,400")
+    parser.add_argument("--symbols", action="store_true", help="the world of symbols")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
+    parser.add_argument("--depth", type=int, default=2, help="of the large run")
+    parser.add_argument("--width", type=int, default=48, help="of the large run")
     parser.add_argument("--tokens", type=int, default=3_000_000, help="of the large run")
     parser.add_argument("--rate", type=float, default=1e-2, help="of the large run, for matrices and tables")
     parser.add_argument("--minutes", type=float, default=math.inf)
@@ -76,6 +83,10 @@ def main() -> None:
         texts[f"world-of-{options.world}"] = f"[world]\nentities = {options.world}\n\n[corpus]"
     if options.statements:
         texts["statements"] = f"[corpus]\npaths = [{json.dumps(str(statements(options.folder).resolve()))}]"
+    if options.symbols:
+        path = json.dumps(str(symbols(options.folder, 2 * options.tokens).resolve()))
+        as_it_is = [f"{step} = false" for step in ("boilerplate", "quality", "deduplicate", "normalise")]
+        texts["symbols"] = "\n".join(["[corpus]", f"paths = [{path}]", 'personal_data = "keep"', *as_it_is])
     if not options.table:
         for seed in options.seeds:
             for name, source in texts.items():
@@ -95,11 +106,26 @@ def statements(folder: Path) -> Path:
     return path
 
 
+def symbols(folder: Path, characters: int) -> Path:
+    """So many characters of the world of symbols, a thousand expressions and programs a document."""
+    path = folder / "symbols.jsonl"
+    if not path.exists():
+        texts = documents(build_symbols(0), "whole", 0)
+        rows, total = [], 0
+        while total < characters:
+            text = "".join(islice(texts, 1000)).strip()
+            total += len(text)
+            rows.append(json.dumps({"text": text}) + "\n")
+        atomic_write(path, "".join(rows))
+    return path
+
+
 def measure(options: argparse.Namespace, text: str, source: str, seed: int) -> None:
     """Ladder, then run, of one seed, where there is time left."""
     path = options.folder / f"{text}-{seed}.toml"
     dials = {"folder": json.dumps(str(options.folder)), "seed": seed, "tokens": options.tokens, "rate": options.rate}
-    dials |= {"source": source, "vocab_size": 512}
+    dials |= {"source": source, "depth": options.depth, "width": options.width}
+    dials["tokenizer"] = 'kind = "character"' if text == "symbols" else "vocab_size = 512"
     if not path.exists():
         atomic_write(path, RECIPE.format(name=json.dumps(path.stem), **dials))
     at, shared = run_path(read_recipe(path, [])), options.folder / text

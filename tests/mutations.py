@@ -63,6 +63,13 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [
         PPO,
     ),
     (
+        "sampler and trainer apart: the sampler keeps the weights it was made of",
+        ROLLOUTS,
+        "compile_transformer(policy, live=True)",
+        "compile_transformer(policy)",
+        PPO,
+    ),
+    (
         "padding inside log-probabilities and KL",
         ANSWERS,
         "    return _in_place(chosen_N, answers.mask_BT), _in_place(entropy_N, answers.mask_BT)",

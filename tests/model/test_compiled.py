@@ -11,11 +11,22 @@ from functools import cache
 
 import pytest
 import torch
+from infer.conftest import ByteTokenizer
 
 from talaria.errors import UserError
 from talaria.infer.contract import Sampling
 from talaria.infer.engine import Engine
-from talaria.model.compiled import MANY, PAGE, SHARE, Piece, _few_sizes, can_compile, compile_transformer
+from talaria.model.compiled import (
+    MANY,
+    PAGE,
+    SHARE,
+    Piece,
+    _few_sizes,
+    can_compile,
+    can_compile_live,
+    compile_transformer,
+)
+from talaria.model.lora import add_lora
 from talaria.model.quantized import quantize, to_int4
 from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Linear
 
@@ -148,6 +159,79 @@ def test_a_chunk_of_which_nothing_is_wanted_is_read_all_the_same():
     reader, ids = used_reader(compiled), ids_of(40)
     assert reader.read([Piece(ids[:30], 0, [3, 1])], []).shape == (0, 64)
     assert_close(reader.read([Piece(ids[30:], 30, [3, 1])], [9]), hidden_of(trunk, ids)[-1:])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("with_lora", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_live_weights_are_those_of_the_model_after_every_update(name, with_lora, threads):
+    """The bug: a sampler that answers with the weights of the step before."""
+    model, before = model_of(CASES[name], context=CONTEXT), torch.get_num_threads()
+    if with_lora:
+        add_lora(model, 4, 8.0, torch.Generator().manual_seed(0))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.1)
+    torch.set_num_threads(threads)
+    try:
+        compiled = compile_transformer(model, live=True)
+        texts = torch.tensor([ids_of(40, i) for i in range(2 * SHARE)])
+        logits = []
+        for _ in range(2):
+            logits.append(model.head(model.hidden(texts)[:, -2:]))
+            reader, blocks = compiled.reader(4 * SHARE), [[2 * i, 2 * i + 1] for i in range(2 * SHARE)]
+            pieces = [Piece(ids[:39], 0, own) for ids, own in zip(texts.tolist(), blocks, strict=True)]
+            prompts = reader.read(pieces, [39 * (i + 1) - 1 for i in range(2 * SHARE)])
+            pieces = [Piece(ids[39:], 39, own) for ids, own in zip(texts.tolist(), blocks, strict=True)]
+            newest = reader.read(pieces, range(2 * SHARE))
+            assert_close(torch.stack([compiled.head(prompts), compiled.head(newest)], dim=1), logits[-1].detach())
+            optimizer.zero_grad()
+            logits[-1].square().sum().backward()
+            optimizer.step()
+        assert (logits[0] - logits[1]).abs().max() > 0.1, "the update changes nothing that can be seen"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_go_where_there_is_room():
+    """The bug: OpenVINO's default binds its threads to cores; beside one busy process a token then took seven times as
+    long."""
+    _, compiled = pair("llama")
+    trunks = compiled._trunks
+    assert trunks.single is not None
+    for graph in (trunks.any, trunks.single, *([trunks.each] if trunks.each else [])):
+        assert graph.get_property("ENABLE_CPU_PINNING") is False
+
+
+def test_live_weights_that_moved_are_noticed():
+    model = model_of(LLAMA, context=CONTEXT)
+    compiled = compile_transformer(model, live=True)
+    compiled.reader(2)
+    model.blocks[0].attention.out.weight.data = model.blocks[0].attention.out.weight.data.clone()
+    with pytest.raises(AssertionError, match="weights have moved"):
+        compiled.reader(2)
+
+
+def test_what_was_kept_of_a_prompt_goes_with_the_live_weights_that_computed_it():
+    model, tokenizer = model_of(LLAMA, context=CONTEXT), ByteTokenizer()
+    engine = Engine(compile_transformer(model, live=True), tokenizer)
+    prompt = [token % 256 for token in ids_of(2 * PAGE + 3)]
+    engine.generate([prompt], max_tokens=4, temperature=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    found = engine.generate([prompt], max_tokens=4, temperature=0)
+    assert_close(torch.tensor(found[0].log_probs), torch.tensor(greedy(model, tokenizer, prompt)))
+
+
+def greedy(model, tokenizer, prompt):
+    return Engine(model, tokenizer).generate([prompt], max_tokens=4, temperature=0)[0].log_probs
+
+
+@pytest.mark.parametrize("change", ["double", "quantize"])
+def test_weights_that_no_graph_can_read_where_they_lie(change):
+    model = model_of(LLAMA)
+    assert can_compile_live(model)
+    assert not can_compile_live(model.double() if change == "double" else quantize(model, "int8"))
 
 
 def linear_graph(linear):
@@ -297,8 +381,6 @@ def test_prompts_are_read_alike_alone_in_company_and_in_chunks(name, scheme):
 
 @pytest.mark.parametrize("scheme", [None, "int8", "int4"])
 def test_two_engines_over_one_model_have_memories_of_their_own(scheme):
-    from infer.conftest import ByteTokenizer
-
     _, compiled = pair("llama", scheme)
     prompts, sampling = [ids_of(40, 1), ids_of(50, 2)], Sampling(max_tokens=20, temperature=0)
     prompts = [[token % 256 for token in prompt] for prompt in prompts]

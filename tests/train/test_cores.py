@@ -13,7 +13,7 @@ from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
 from talaria.tokens.batches import Batch
 from talaria.train import cores
-from talaria.train.cores import backward_each, cores_for, rows_each
+from talaria.train.cores import backward_each, cores_for, forward_each, rows_each
 from talaria.train.optim import make_optimizers
 from talaria.train.settings import OptimizerSettings
 from talaria.train.step import StepState, optimisation_step, split_rows, summed_loss
@@ -55,6 +55,18 @@ def test_the_order_of_the_sum_does_not_depend_on_which_core_is_first() -> None:
     first, _ = gradients(1, 2)
     for _ in range(5):
         assert torch.equal(gradients(1, 2)[0], first)
+
+
+def test_what_is_computed_of_each_piece_comes_in_order_without_gradients_and_in_the_callers_dtype() -> None:
+    """The bug: no_grad and autocast are a thread's own, and the pool's threads know of neither."""
+    weight = torch.nn.Parameter(torch.eye(4))
+    pieces = [torch.full((1, 4), float(i)) for i in range(5)]
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            found = forward_each(lambda piece: piece @ weight, pieces, 2)
+        assert [float(x[0, 0]) for x in found] == [0, 1, 2, 3, 4]
+        assert all(x.dtype == dtype and not x.requires_grad for x in found)
+    assert torch.get_num_threads() == 2
 
 
 def test_an_error_in_a_micro_batch_is_raised_and_torch_gets_its_threads_back() -> None:

@@ -37,7 +37,7 @@ from talaria.train.answers import (
 )
 from talaria.train.policy_losses import advantages
 from talaria.train.ppo import Told, assess, ppo, update
-from talaria.train.rollouts import draw_prompts, read_prompts, reward_of, sample
+from talaria.train.rollouts import Policy, draw_prompts, read_prompts, reward_of, sample, sampler
 from talaria.train.settings import LoraSettings, OptimizerSettings, PpoSettings
 from talaria.train.step import summed_loss
 from talaria.train.tuning import Tuning
@@ -110,7 +110,7 @@ def test_an_answer_that_was_cut_is_never_better_than_the_worst_whole_one(tokeniz
     assert float(scores[1]) == float(scores.min()) < -40
 
 
-def rolled(policy: Transformer, tokenizer: Tokenizer, items: list[dict]) -> tuple[list[Completion], Answers]:
+def rolled(policy: Policy, tokenizer: Tokenizer, items: list[dict]) -> tuple[list[Completion], Answers]:
     completions = sample(policy, tokenizer, [item["ids"] for item in items], 12, seed=4)
     return completions, pad_answers([item["ids"] for item in items], [c.token_ids for c in completions])
 
@@ -198,6 +198,20 @@ def test_sampler_and_trainer_have_the_same_log_probabilities(tokenizer: Tokenize
     sampler = torch.tensor([p for c in completions for p in c.log_probs], dtype=torch.float64)
     assert len(sampler) == len(log_probs) > 20
     assert float((sampler - log_probs).abs().max()) <= 1e-9
+
+
+def test_the_sampler_answers_with_the_weights_of_the_last_update(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The bug: a compiled sampler that keeps the weights it was made of, so that PPO is ever further off its policy."""
+    policy, items = tiny_policy(tokenizer), prompts_of(tokenizer, tmp_path)
+    speaker = sampler(policy)
+    for _ in range(2):
+        completions, answers = rolled(speaker, tokenizer, items)
+        with torch.no_grad():
+            log_probs = answer_log_probs(policy, answers)[0][answers.mask_BT]
+            for parameter in policy.parameters():
+                parameter.mul_(1.3)
+        told = torch.tensor([p for c in completions for p in c.log_probs])
+        assert float((told - log_probs).abs().max()) <= 1e-4
 
 
 def test_padding_is_in_neither_log_probabilities_nor_entropy_nor_kl(tokenizer: Tokenizer, tmp_path: Path) -> None:

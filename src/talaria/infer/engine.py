@@ -392,10 +392,11 @@ class Engine:
             self._scheduler.leave(running)
 
     def _weight_versions(self) -> tuple[tuple[int, int], ...]:
-        """Changes whenever an optimizer steps or weights are loaded; compiled weights stay as they are."""
-        if isinstance(self.model, CompiledTransformer):
-            return ()
-        tensors = (*self.model.parameters(), *self.model.buffers())
+        """Changes whenever an optimizer steps or weights are loaded; compiled weights, but for live ones, stay."""
+        if isinstance(model := self.model, CompiledTransformer):
+            tensors = model.live_weights
+        else:
+            tensors = (*model.parameters(), *model.buffers())
         return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 

@@ -1,6 +1,7 @@
 """A trunk compiled for this CPU: several sequences of ids with their blocks of memory in, hidden states and logits out.
 
     model = compile_transformer(transformer)        # fp32, 8- or 4-bit weights; needs openvino, see `can_compile`
+    model = compile_transformer(policy, live=True)  # reads the policy's own weights, as training leaves them
     reader = model.reader(n_blocks)
     hidden_MD = reader.read([Piece(ids, start, blocks)], wanted=[len(ids) - 1])
     logits_MV = model.head(hidden_MD)
@@ -14,9 +15,9 @@ Legend: B rows, T positions, N tokens of all sequences, M wanted ones, D model w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ class Trunks:
     any: CompiledModel
     single: CompiledModel | None = None
     each: CompiledModel | None = None
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    """Of live ones: what each call is given besides."""
 
 
 class PagedReader:
@@ -91,7 +94,7 @@ class PagedReader:
         }
         for request in (self._request, self._single, *self._shares):
             if request is not None:
-                for name, array in self._memory.items():
+                for name, array in (self._memory | dict(trunks.weights)).items():
                     _give(request, name, array)
         if self._single is not None:
             # Written in place: handing an array over takes longer than filling it.
@@ -177,7 +180,7 @@ class CompiledTransformer:
     """Reads sequences as `Transformer` does, to within the rounding of its weights' kernels.
 
     Built by `compile_transformer`. `weight_bytes` are those of the model it was made from, `step_bytes` those that
-    each step reads.
+    each step reads. `live_weights` are the tensors that are read where they lie; none where the weights are fixed.
     """
 
     device = torch.device("cpu")
@@ -188,14 +191,20 @@ class CompiledTransformer:
         trunks: Trunks,
         head: CompiledModel,
         n_threads: int,
+        head_weights: Mapping[str, Any] | None = None,
     ) -> None:
         self._n_threads = n_threads
         self.shape = model.shape
         self.weight_bytes, self.step_bytes = weight_bytes(model), step_bytes(model)
         self._trunks, self._head = trunks, head.create_infer_request()
+        for name, array in (head_weights or {}).items():
+            _give(self._head, name, array)
+        self.live_weights: tuple[Tensor, ...] = tuple(model.parameters()) if trunks.weights else ()
+        self._places = [tensor.data_ptr() for tensor in self.live_weights]
 
     def reader(self, n_blocks: int) -> PagedReader:
         """A reader with a memory of its own."""
+        assert [tensor.data_ptr() for tensor in self.live_weights] == self._places, "weights have moved"
         return PagedReader(self._trunks, self.shape, n_blocks, self._n_threads)
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -265,10 +274,18 @@ def can_compile(shape: ModelShape) -> bool:
     return find_spec("openvino") is not None and not shape.token_shift and shape.ngram_embeddings == 0
 
 
-def compile_transformer(model: Transformer) -> CompiledTransformer:
+def can_compile_live(model: Transformer) -> bool:
+    """Whether a graph can read this model's own weights: fp32 ones on the CPU."""
+    weights_fit = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+    return can_compile(model.shape) and weights_fit and not isinstance(model, QuantizedTransformer)
+
+
+def compile_transformer(model: Transformer, live: bool = False) -> CompiledTransformer:
     """The model's graphs, compiled for as many threads as torch has here; the model itself is no longer needed.
 
-    Raises UserError for 4-bit weights of an earlier version.
+    With `live` (see `can_compile_live`) nothing is copied: each call reads the model's weights as they are by then, a
+    LoRA's among them, for a sixth more time than copies in the kernels' own order would take. Raises UserError for
+    4-bit weights of an earlier version.
     """
     import openvino as ov
 
@@ -282,19 +299,22 @@ def compile_transformer(model: Transformer) -> CompiledTransformer:
         # bfloat16 would be chosen where the processor has it.
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": "f32",
+        # A thread that may not leave its core waits for whatever else runs there, and the others wait for it.
+        "ENABLE_CPU_PINNING": False,
     }
     group = 0 if scheme is None else _INT8_GROUP
     for_head = settings | {_ACTIVATION_GROUP: group}
     for_trunk = settings | {_ACTIVATION_GROUP: _INT4_GROUP if scheme == "int4" else group}
-    graphs, core = Graphs(model), ov.Core()
+    graphs, core = Graphs(model, live), ov.Core()
     head = core.compile_model(graphs.head, "CPU", for_head)
     trunk = core.compile_model(graphs.trunk, "CPU", for_trunk)
-    if step_bytes(model) > SMALL:
-        return CompiledTransformer(model, Trunks(trunk), head, n_threads)
     each = None
-    if n_threads > 1:
+    if step_bytes(model) <= SMALL and n_threads > 1:
         for_each = {name: value for name, value in for_trunk.items() if name != "PERFORMANCE_HINT"}
         each = core.compile_model(graphs.trunk, "CPU", for_each | {"NUM_STREAMS": n_threads})
+    if live or step_bytes(model) > SMALL:
+        trunks = Trunks(trunk, each=each, weights=graphs.trunk_weights)
+        return CompiledTransformer(model, trunks, head, n_threads, graphs.head_weights)
     if model.shape.feed_forward == "gelu":
         # OpenVINO 2026.4 joins two narrow products with only a GELU between them where it knows their sizes, and
         # crashes the process over it (TokenizeMLPSeqSnippets).

@@ -3,6 +3,7 @@
     graphs = Graphs(model)        # a Transformer, or one of 8- or 4-bit weights
     graphs.trunk    # tokens of several sequences, one behind the other -> final hidden states of the wanted ones
     graphs.head     # hidden states -> logits, and the logarithm of their exponentials' sum
+    Graphs(model, live=True).trunk_weights    # inputs of the trunk besides: the model's own weights, by name
 
 A step of a small model on a CPU is hundreds of small operations, and calling them one by one from Python costs more
 than they do; a compiled graph runs them in one call, with kernels that multiply packed integer weights. The graph
@@ -20,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+import torch
 from openvino import opset13 as ops
 from openvino.op import _PagedAttentionExtension
 from torch import Tensor, nn
 
 from talaria.model.attention import rope_frequencies
+from talaria.model.lora import LoraLinear
 from talaria.model.norms import RMSNorm
 from talaria.model.quantized import QuantizedTransformer
 from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Embedding, Int8Linear
@@ -37,12 +40,24 @@ _ALL = slice(None)
 
 
 class Graphs:
-    """`trunk` and `head`, not yet compiled, with copies of the weights."""
+    """`trunk` and `head`, not yet compiled, with copies of the weights.
 
-    def __init__(self, model: Transformer) -> None:
-        self._model = model
+    With `live` a graph has none: each weight is one more input, and `trunk_weights` and `head_weights` are the arrays
+    to give them, which are the model's own memory. The model is then of fp32 on this CPU, LoRA or not."""
+
+    def __init__(self, model: Transformer, live: bool = False) -> None:
+        self._model, self._live = model, live
+        self._own: dict[str, tuple[Node, Any]] = {}
         self.trunk = self._trunk(joined=False)
+        self.trunk_weights = self._given()
         self.head = self._head(model)
+        self.head_weights = self._given()
+
+    def _given(self) -> dict[str, Any]:
+        """The weights of the graph that was just made, by the names of its inputs."""
+        arrays = {name: array for name, (_, array) in self._own.items()}
+        self._own = {}
+        return arrays
 
     def _trunk(self, joined: bool) -> ov.Model:
         """`joined`: SwiGLU's two products as one."""
@@ -59,7 +74,7 @@ class Graphs:
         if shape.positions == "rope":
             rope = self._rope(shape, positions_N)
         else:
-            x_ND = ops.add(x_ND, ops.gather(self._constant(model.position_embed.weight), positions_N, _integer(0)))
+            x_ND = ops.add(x_ND, ops.gather(self._weight(model.position_embed.weight), positions_N, _integer(0)))
         for layer, block in enumerate(model.blocks):
             assert isinstance(block, Block)
             cache = [
@@ -74,7 +89,7 @@ class Graphs:
             x_ND = ops.add(x_ND, self._feed_forward(block.feed_forward, shape, h_ND, joined))
         hidden_MD = self._norm(model.final_norm, ops.gather(x_ND, wanted_M, _integer(0)))
         inputs = [tokens_N, positions_N, *paging, longest, wanted_M, *caches]
-        return ov.Model([hidden_MD], inputs, "trunk")
+        return ov.Model([hidden_MD], [*inputs, *self._weight_inputs()], "trunk")
 
     def for_one_token(self, n_sequences: int) -> ov.Model:
         """The trunk for one token of the first of some sequences: with every size known beforehand, less is decided at
@@ -92,13 +107,13 @@ class Graphs:
         if isinstance(model, QuantizedTransformer):
             logits_MV = self._linear(model.output, hidden_MD)
         else:
-            logits_MV = ops.matmul(hidden_MD, self._constant(model.head_weight()), False, True)
+            logits_MV = ops.matmul(hidden_MD, self._weight(model.head_weight()), False, True)
         # In two steps, since logits may be too large for the exponential. The best token is not looked for here:
         # OpenVINO's search takes ten times as long as numpy's.
         most_M1 = ops.reduce_max(logits_MV, _integers([1]), True)
         sums_M1 = ops.reduce_sum(ops.exp(ops.subtract(logits_MV, most_M1)), _integers([1]), True)
         log_totals_M = ops.squeeze(ops.add(ops.log(sums_M1), most_M1), _integers([1]))
-        return ov.Model([logits_MV, log_totals_M], [hidden_MD], "head")
+        return ov.Model([logits_MV, log_totals_M], [hidden_MD, *self._weight_inputs()], "head")
 
     def _attention(
         self, attention: Any, shape: ModelShape, h_ND: Node, rope: Node | None, memory: list[Node], longest: Node
@@ -146,30 +161,34 @@ class Graphs:
         if isinstance(norm, RMSNorm):
             square = ops.reduce_mean(ops.power(x, _number(2.0)), _integers([-1]), True)
             reciprocal = ops.divide(_number(1.0), ops.sqrt(ops.add(square, _number(norm.eps))))
-            return ops.multiply(ops.multiply(x, reciprocal), self._constant(norm.weight))
+            return ops.multiply(ops.multiply(x, reciprocal), self._weight(norm.weight))
         assert isinstance(norm, nn.LayerNorm)
-        y = ops.multiply(ops.mvn(x, _integers([-1]), True, norm.eps, "INSIDE_SQRT"), self._constant(norm.weight))
-        return y if norm.bias is None else ops.add(y, self._constant(norm.bias))
+        y = ops.multiply(ops.mvn(x, _integers([-1]), True, norm.eps, "INSIDE_SQRT"), self._weight(norm.weight))
+        return y if norm.bias is None else ops.add(y, self._weight(norm.bias))
 
     def _embedding(self, table: nn.Module, ids: Node) -> Node:
         if isinstance(table, Int8Embedding):
-            rows = ops.convert(ops.gather(self._constant(table.weight), ids, _integer(0)), "f32")
-            return ops.multiply(rows, ops.gather(self._constant(table.scales[:, None]), ids, _integer(0)))
+            rows = ops.convert(ops.gather(self._weight(table.weight), ids, _integer(0)), "f32")
+            return ops.multiply(rows, ops.gather(self._weight(table.scales[:, None]), ids, _integer(0)))
         assert isinstance(table, nn.Embedding)
-        return ops.gather(self._constant(table.weight), ids, _integer(0))
+        return ops.gather(self._weight(table.weight), ids, _integer(0))
 
     def _linear(self, linear: Any, x: Node, rows: slice = _ALL) -> Node:
         """The product with these rows of the weight."""
+        if isinstance(linear, LoraLinear):
+            low = ops.matmul(x, self._weight(linear.down), False, True)
+            difference = ops.matmul(low, self._weight(linear.up[rows]), False, True)
+            return ops.add(self._linear(linear.plain, x, rows), ops.multiply(difference, _number(linear.scale)))
         if isinstance(linear, Int4Linear):
             weight = self._int4(linear, rows)
         elif isinstance(linear, Int8Linear):
-            integers = ops.convert(self._constant(linear.weight[rows]), "f32")
-            weight = ops.multiply(integers, self._constant(linear.scales[rows, None]))
+            integers = ops.convert(self._weight(linear.weight[rows]), "f32")
+            weight = ops.multiply(integers, self._weight(linear.scales[rows, None]))
         else:
             assert isinstance(linear, nn.Linear)
-            weight = self._constant(linear.weight[rows])
+            weight = self._weight(linear.weight[rows])
         y = ops.matmul(x, weight, False, True)
-        return y if linear.bias is None else ops.add(y, self._constant(linear.bias[rows]))
+        return y if linear.bias is None else ops.add(y, self._weight(linear.bias[rows]))
 
     def _int4(self, linear: Int4Linear, rows: slice) -> Node:
         """(q - zero) * scale, the zero a whole number of steps: the form that has kernels."""
@@ -183,6 +202,18 @@ class Graphs:
         zeros = ops.convert(self._constant(steps_NG1), "f32")
         weight_NGg = ops.multiply(ops.subtract(q, zeros), self._constant(scales_NG1))
         return ops.reshape(weight_NGg, _integers([N, linear.n_columns]), False)
+
+    def _weight(self, tensor: Tensor) -> Node:
+        if not self._live:
+            return self._constant(tensor)
+        assert tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+        name = f"weight.{len(self._own)}"
+        node = _input(name, np.float32, [-1, *tensor.shape[1:]])
+        self._own[name] = node, tensor.detach().numpy()
+        return node
+
+    def _weight_inputs(self) -> list[Node]:
+        return [node for node, _ in self._own.values()]
 
     def _constant(self, tensor: Tensor) -> Node:
         if tensor.is_floating_point():

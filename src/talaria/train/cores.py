@@ -1,4 +1,5 @@
-"""Micro-batches over the cores of one CPU: losses in, gradients summed into `.grad` out, in a fixed order.
+"""Micro-batches over the cores of one CPU: losses in, gradients summed into `.grad` out, in a fixed order; or, without
+gradients, what is computed of each.
 
 torch spreads each operation over the cores, which wait for one another after every one of them. In a small model the
 operations are so short that the waiting shows (and if another program holds a core, all wait for it). Here every core
@@ -86,6 +87,21 @@ def backward_each(
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
                 yield loss_sum
+
+
+def forward_each(compute: Callable[[M], Tensor], pieces: list[M], cores: int) -> list[Tensor]:
+    """`compute` of each piece without gradients, in their order, products in the caller's dtype."""
+    if cores == 1 or len(pieces) == 1:
+        with torch.no_grad():
+            return [compute(piece) for piece in pieces]
+    dtype, is_enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+
+    def alone(piece: M) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", dtype, is_enabled):  # both are a thread's own
+            return compute(piece)
+
+    with threads(1):
+        return list(_pool(cores).map(alone, pieces))
 
 
 @cache

@@ -30,7 +30,7 @@ from talaria.train.answers import answer_log_probs, in_pieces, over_pieces
 from talaria.train.branches import Branches, Ids, answers_a_row, branch_rows, row_length
 from talaria.train.policy_losses import clipped_policy_loss, group_advantages, kl_penalty
 from talaria.train.ppo import Told
-from talaria.train.rollouts import draw_prompts, gold, read_prompts, reward_of, sample
+from talaria.train.rollouts import draw_prompts, gold, read_prompts, reward_of, sample, sampler
 from talaria.train.settings import GrpoSettings
 from talaria.train.tuning import Tuning, micro_rows
 from talaria.world.judge import check
@@ -83,6 +83,7 @@ def grpo(
         seed=seed,
         dtype=settings.dtype,
     )
+    speaker = sampler(policy)
     items = read_prompts(prompt_files, tokenizer, policy.shape.context - settings.max_tokens)
     if rewarder is None and not all("grader" in item for item in items):
         raise UserError('grpo.reward = "verifier" needs prompts with a grader and an answer; take "model"')
@@ -93,7 +94,7 @@ def grpo(
             drawn = draw_prompts(items, settings.rollouts, tuning.step, seed)
             chosen = [item for item in drawn for _ in range(settings.group)]
             prompts = [item["ids"] for item in chosen]
-            completions = sample(policy, tokenizer, prompts, settings.max_tokens, row_seed(seed, tuning.step + 1))
+            completions = sample(speaker, tokenizer, prompts, settings.max_tokens, row_seed(seed, tuning.step + 1))
             if rewarder is None:
                 # A grader reads what is there, but an answer that was cut is not one that ended.
                 rewards = [
@@ -103,7 +104,7 @@ def grpo(
                 scores_B = torch.tensor(rewards, device=default_device())
             else:
                 longest = max(len(item["ids"]) for item in chosen) + settings.max_tokens
-                rows = micro_rows(len(prompts), longest, settings.micro_batch_tokens, 1)
+                rows = micro_rows(len(prompts), longest, settings.micro_batch_tokens, tuning.cores(len(prompts)))
                 with tuning.products():
                     scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
             advantages_B = group_advantages(scores_B.view(-1, settings.group)).flatten()
@@ -111,7 +112,8 @@ def grpo(
             answers, advantages_BT = as_rows(
                 policy.shape, prompts, [answer.token_ids for answer in completions], advantages_B, settings.group
             )
-            rows = micro_rows(len(advantages_BT), advantages_BT.shape[1], settings.micro_batch_tokens, 1)
+            cores = tuning.cores(len(advantages_BT))
+            rows = micro_rows(len(advantages_BT), advantages_BT.shape[1], settings.micro_batch_tokens, cores)
             with tuning.products(), without_lora(reference):
                 reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
             unknown_BT = torch.zeros_like(reference_BT)

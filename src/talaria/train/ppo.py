@@ -40,8 +40,9 @@ from talaria.train.answers import (
     over_pieces,
     read_scored,
 )
+from talaria.train.cores import cores_for
 from talaria.train.policy_losses import advantages, clipped_policy_loss, clipped_value_loss, whitened
-from talaria.train.rollouts import answer, draw_prompts, gold, read_prompts, reward_of
+from talaria.train.rollouts import Policy, answer, draw_prompts, gold, read_prompts, reward_of, sampler
 from talaria.train.settings import PpoSettings
 from talaria.train.step import split_rows, summed_loss
 from talaria.train.tuning import Tuning, micro_rows
@@ -107,11 +108,12 @@ def ppo(
         checkpoint_every_seconds=settings.checkpoint_every_seconds,
         seed=seed,
     )
+    speaker = sampler(policy)
     items = read_prompts(prompt_files, tokenizer, policy.shape.context - settings.max_tokens)
     ptx = _pretraining_text(settings, replay, policy.shape.context, seed, tuning)
     kl_coefficient = tuning.memory.setdefault("kl_coefficient", settings.kl_coefficient)
     if tuning.step == 0:
-        fit_value(value, warmup(settings, policy, reference, value, rewarder, tokenizer, items, seed))
+        fit_value(value, warmup(settings, policy, speaker, reference, value, rewarder, tokenizer, items, seed))
 
     with tuning.progress:
         while not tuning.finished:
@@ -119,11 +121,12 @@ def ppo(
             # 1. The policy answers, one answer a prompt, at temperature 1: other samples would not be its own.
             chosen = draw_prompts(items, settings.rollouts, tuning.step, seed)
             number = row_seed(seed, tuning.step + 1)
-            chosen, completions, answers = answer(policy, tokenizer, chosen, settings.max_tokens, number)
+            chosen, completions, answers = answer(speaker, tokenizer, chosen, settings.max_tokens, number)
             sampled = time.monotonic()
 
             # 2. What reward model, policy, fine-tuned model and value network say, before any update.
-            rows = micro_rows(len(chosen), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
+            longest, cores = answers.inputs_BT.shape[1], tuning.cores(len(chosen))
+            rows = micro_rows(len(chosen), longest, settings.micro_batch_tokens, cores)
             scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
             rollouts, log_ratio_BT, entropy_BT = assess(
                 settings, policy, reference, value, answers, scores_B, kl_coefficient, rows
@@ -145,8 +148,8 @@ def ppo(
                 error = max(-0.2, min(0.2, kl / settings.kl_target - 1))
                 kl_coefficient *= 1 + error * len(chosen) / settings.kl_horizon
             tuning.memory.update(kl_coefficient=kl_coefficient, ptx=None if ptx is None else ptx.state())
-            sampler = torch.tensor([p for answer in completions for p in answer.log_probs]).to(log_ratio_BT)
-            gap = (sampler - rollouts.log_probs_BT[answers.mask_BT]).abs()
+            sampled_N = torch.tensor([p for answer in completions for p in answer.log_probs]).to(log_ratio_BT)
+            gap = (sampled_N - rollouts.log_probs_BT[answers.mask_BT]).abs()
             tuning.end_step(
                 f"reward {float(scores_B.mean()):+.3f}  KL {kl:.3f}",
                 reward=float(scores_B.mean()),
@@ -213,6 +216,7 @@ def states(value: ScalarModel, rollouts: Rollouts) -> Tensor:
 def warmup(
     settings: PpoSettings,
     policy: Transformer,
+    speaker: Policy,
     reference: Transformer,
     value: ScalarModel,
     rewarder: ScalarModel,
@@ -225,8 +229,9 @@ def warmup(
     for step in range(settings.value_warmup):
         chosen = draw_prompts(items, settings.rollouts, step, seed + 1)
         number = row_seed(seed, settings.steps + step + 1)
-        chosen, completions, answers = answer(policy, tokenizer, chosen, settings.max_tokens, number)
-        rows = micro_rows(len(chosen), answers.inputs_BT.shape[1], settings.micro_batch_tokens, 1)
+        chosen, completions, answers = answer(speaker, tokenizer, chosen, settings.max_tokens, number)
+        longest, cores = answers.inputs_BT.shape[1], cores_for(policy, len(chosen))
+        rows = micro_rows(len(chosen), longest, settings.micro_batch_tokens, cores)
         scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
         rollouts, _, _ = assess(whole, policy, reference, value, answers, scores_B, settings.kl_coefficient, rows)
         read = over_pieces(lambda piece: states(value, piece), rollouts, rows)

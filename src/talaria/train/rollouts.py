@@ -1,7 +1,7 @@
 """What a policy is asked, what it answers, and what that is worth: prompts in, answers and their scores out.
 
 items = read_prompts([folder / "prompts.jsonl"], tokenizer, room)
-chosen, completions, answers = answer(policy, tokenizer, draw_prompts(items, 64, step, seed), 48, seed)
+chosen, completions, answers = answer(sampler(policy), tokenizer, draw_prompts(items, 64, step, seed), 48, seed)
 scores_B = reward_of(rewarder, tokenizer, chosen, completions, -1.0, rows=8)
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from talaria.errors import UserError
 from talaria.infer.contract import Completion
 from talaria.infer.engine import Engine
+from talaria.model.compiled import CompiledTransformer, can_compile_live, compile_transformer
 from talaria.model.device import default_device
 from talaria.model.lora import without_lora
 from talaria.model.scalar import ScalarModel
@@ -30,6 +31,8 @@ from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
 SPLITS = "train", "validation", "test"
+Policy = Transformer | CompiledTransformer
+"""What answers: see `sampler`."""
 
 
 def read_prompts(
@@ -75,7 +78,7 @@ def draw_prompts(items: list[dict[str, Any]], count: int, step: int, seed: int) 
 
 
 def answer(
-    policy: Transformer, tokenizer: Tokenizer, items: list[dict[str, Any]], max_tokens: int, seed: int
+    policy: Policy, tokenizer: Tokenizer, items: list[dict[str, Any]], max_tokens: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[Completion], Answers]:
     """One answer to each prompt, the shortest rows first: prompts in that order, answers as they came and as rows."""
     prompts = [item["ids"] for item in items]
@@ -86,8 +89,14 @@ def answer(
     return items, completions, pad_answers([item["ids"] for item in items], ids, default_device())
 
 
+def sampler(policy: Transformer) -> Policy:
+    """The policy in the form that answers fastest, always of the weights that it has by then: compiled where it can be,
+    with two to three times the speed on a CPU."""
+    return compile_transformer(policy, live=True) if can_compile_live(policy) else policy
+
+
 def sample(
-    policy: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], max_tokens: int, seed: int
+    policy: Policy, tokenizer: Tokenizer, prompts: list[list[int]], max_tokens: int, seed: int
 ) -> list[Completion]:
     """One answer a prompt by the engine. A new one each time, for its memory, and so its rounding, to be as after a
     resume."""
