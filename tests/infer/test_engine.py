@@ -8,8 +8,9 @@ import torch
 from talaria.errors import UsageError, UserError
 from talaria.infer.contract import Sampling, row_seed
 from talaria.infer.engine import Engine
+from talaria.model.compiled import PagedReader
 
-from .conftest import GPT2, LLAMA, SHIFTED, ByteTokenizer, memory_of, runs, tiny_model
+from .conftest import GPT2, LLAMA, SHIFTED, ByteTokenizer, memory_of, model_named, runs, tiny_model
 from .test_sampling import reference_penalties
 
 PROMPTS = ["a", "hello there", "你好，世界", "x" * 40, "emoji 🙂 end", "two\nlines", "0123456789" * 3, "hello there"]
@@ -238,3 +239,21 @@ def test_answers_to_the_same_prompt_are_those_it_gets_alone(variant, monkeypatch
         assert told.token_ids == alone.token_ids
         assert told.log_probs == pytest.approx(alone.log_probs, abs=1e-9)
     assert len({tuple(told.token_ids) for told in together}) == 6
+
+
+@pytest.mark.parametrize("name", ["compiled-llama", "compiled-gpt2"])
+def test_answers_to_the_same_prompt_are_those_it_gets_alone_compiled(name, monkeypatch):
+    """The bugs: keys of a prompt that was read once and not given to the others; logits of the wrong prompt."""
+    model = runs(model_named(name))
+    n_read, read = [], PagedReader.read
+    monkeypatch.setattr(
+        PagedReader, "read", lambda self, pieces, wanted: n_read.append(len(pieces)) or read(self, pieces, wanted)
+    )
+    prompts = ["longer ones first, " * 2, "ab", "ab", "longer ones first, " * 2, "a", "abc", "ab", "a"]
+    options = {"max_tokens": 12, "temperature": 1.0}
+    engine = Engine(model, ByteTokenizer(), prefix_cache=False)
+    together = engine.generate(prompts, seed=list(range(8)), **options)
+    assert n_read[:2] == [2, 3], "the prompts of one token, and then the three of more"
+    for number, (prompt, told) in enumerate(zip(prompts, together, strict=True)):
+        [alone] = engine.generate([prompt], seed=[number], **options)
+        assert (told.token_ids, told.log_probs) == (alone.token_ids, alone.log_probs)

@@ -375,7 +375,9 @@ def test_n_answers_read_their_prompt_once(keeper, monkeypatch):
     reads = count_reads(engine, monkeypatch)
     answers = engine.generate([prompt, PROMPTS[0]], max_tokens=12, seed=4, n=5)
     n = len(PROMPTS[0])
-    assert sum(map(sum, reads)) == 50 + 4 * left_to_read(engine, 50) + n + 4 * left_to_read(engine, n)
+    # Of a compiled model the same text behind the same blocks is read once, blocks that are not full among them.
+    again, anew = (1, 0) if isinstance(engine._scheduler.memory, Pages) else (4, 4)
+    assert sum(map(sum, reads)) == 50 + again * left_to_read(engine, 50) + n + anew * left_to_read(engine, n)
     assert left_to_read(engine, 50) < 50
     assert len({tuple(completion.token_ids) for completion in answers[:5]}) == 5
     for index in range(5):

@@ -78,15 +78,30 @@ def _run_compiled(
     hidden: list[Tensor] = []
     for group in (single, several):
         pieces, wanted, n_tokens = [], [], 0
+        # The same behind the same blocks, as for several answers to a prompt, is read once: by whom, and up to where.
+        read: dict[tuple[tuple[int, ...], ...] | None, tuple[Request, int]] = {}
+        twins: list[tuple[list[int], list[int]]] = []
         for request, chunk in group:
             end = request.length + chunk
-            pieces.append(Piece(request.ids[request.length : end], request.length, request.blocks))
-            n_tokens += chunk
+            ids = request.ids[request.length : end]
+            n_shared, text = request.length // PAGE, None
+            if chunk > 1 and request.length % PAGE == 0:
+                text = tuple(request.blocks[:n_shared]), tuple(ids)
+            if text in read:
+                first, last = read[text]
+                own = slice(n_shared, n_blocks_for(end, PAGE))
+                twins.append((first.blocks[own], request.blocks[own]))
+            else:
+                pieces.append(Piece(ids, request.length, request.blocks))
+                n_tokens += chunk
+                last = n_tokens - 1
+                if text is not None:
+                    read[text] = request, last
             request.length = end
             if end == len(request.ids):
                 request.is_read = True
                 requests.append(request)
-                wanted.append(n_tokens - 1)
+                wanted.append(last)
             for place, token in enumerate(request.guessed, start=end):
                 pieces.append(Piece([token], place, request.blocks))
                 requests.append(request)
@@ -94,6 +109,8 @@ def _run_compiled(
                 n_tokens += 1
         if pieces:
             hidden.append(reader.read(pieces, wanted))
+        for blocks, to in twins:
+            reader.copy(blocks, to)
     if not requests:
         return [], torch.empty(0, model.shape.vocab_size), None
     scores = model.scores(hidden[0] if len(hidden) == 1 else torch.cat(hidden))

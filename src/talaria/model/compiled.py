@@ -131,6 +131,11 @@ class PagedReader:
             _give(self._request, name, values)
         return _results(self._request)[0]
 
+    def copy(self, blocks: Sequence[int], to: Sequence[int]) -> None:
+        """Keys and values of some blocks into others."""
+        for array in self._memory.values():
+            array[list(to)] = array[list(blocks)]
+
     def _padded(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """Sequences that nobody asked for behind the others, up to one of a few sizes; none is longer than a block."""
         n_tokens = sum(len(piece.ids) for piece in pieces)
