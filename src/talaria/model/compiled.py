@@ -35,11 +35,8 @@ if TYPE_CHECKING:
 PAGE = 32
 """Positions in a block of keys and values: what OpenVINO's attention on a CPU takes."""
 SMALL = 1 << 28
-"""Weights of up to this many bytes, 256 MiB, are kept a second and a third time: for single tokens alone, since a graph
-that knows its sizes spends a millisecond less a token on deciding what to do, and for threads that each compute a share
-of many single tokens, since they wait for each other at every product otherwise. Larger weights hide such waits."""
-SHARE = 8
-"""Single tokens a thread from which on they are dealt out: with fewer, reading the weights once a thread costs more."""
+"""Weights of up to this many bytes, 256 MiB, are kept a second time for single tokens alone: a graph that knows its
+sizes spends a millisecond less a token on deciding what to do. Larger weights hide that."""
 MANY = 64
 """Rows of a head up to which each number of them is a size of its own: those are the answers that run side by side."""
 _ACTIVATION_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
@@ -60,14 +57,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Trunks:
-    """The trunk compiled: for whatever comes, with all threads; for one token alone; for each thread by itself.
-
-    A small model has all three.
-    """
+    """The trunk compiled: for whatever comes, and, of a small model, for one token alone."""
 
     any: CompiledModel
     single: CompiledModel | None = None
-    each: CompiledModel | None = None
     weights: Mapping[str, Any] = field(default_factory=dict)
     """Of live ones: what each call is given besides."""
 
@@ -77,22 +70,20 @@ class PagedReader:
     and one for padding.
 
     Fewer single tokens than threads get sequences without a token beside them: for them OpenVINO would share one
-    sequence's positions among the threads, and round their sums otherwise than where a token has company. Many single
-    tokens are dealt out, and each thread computes its share from end to end.
+    sequence's positions among the threads, and round their sums otherwise than where a token has company.
     """
 
     def __init__(self, trunks: Trunks, shape: ModelShape, n_blocks: int, n_threads: int) -> None:
         self._n_threads, self._padding_block = n_threads, n_blocks
         self._request = trunks.any.create_infer_request()
         self._single = None if trunks.single is None else trunks.single.create_infer_request()
-        self._shares = [trunks.each.create_infer_request() for _ in range(n_threads)] if trunks.each else []
         size = (n_blocks + 1, shape.n_kv_heads, PAGE, shape.d_head)
         self._memory = {
             f"{name}.{layer}": np.empty(size, dtype=np.float32)
             for layer in range(shape.n_layers)
             for name in ("key_cache", "value_cache")
         }
-        for request in (self._request, self._single, *self._shares):
+        for request in (self._request, self._single):
             if request is not None:
                 for name, array in (self._memory | dict(trunks.weights)).items():
                     _give(request, name, array)
@@ -121,8 +112,6 @@ class PagedReader:
         if self._single is not None and len(pieces) == len(pieces[0].ids) == len(wanted) == 1:
             return self._read_one(pieces[0])
         is_single = all(len(piece.ids) == 1 for piece in pieces)
-        if self._shares and is_single and len(wanted) == len(pieces) >= SHARE * self._n_threads:
-            return self._read_shares(pieces)
         empty = max(0, self._n_threads - len(pieces)) if is_single else 0
         if not is_single:
             pieces = self._padded(pieces)
@@ -142,20 +131,6 @@ class PagedReader:
         n_missing = _few_sizes(n_tokens) - n_tokens
         lengths = [min(PAGE, n_missing - start) for start in range(0, n_missing, PAGE)]
         return [*pieces, *(Piece([0] * length, 0, [self._padding_block]) for length in lengths)]
-
-    def _read_shares(self, pieces: Sequence[Piece]) -> Tensor:
-        n, kept = len(self._shares), []
-        for i, request in enumerate(self._shares):
-            share = pieces[i * len(pieces) // n : (i + 1) * len(pieces) // n]
-            kept.append(_inputs(share, range(len(share))))
-            for name, values in kept[-1].items():
-                _give(request, name, values)
-            request.start_async()
-        hidden = []
-        for request in self._shares:
-            request.wait()
-            hidden.append(torch.from_numpy(request.output_tensors[0].data))
-        return torch.cat(hidden)
 
     def _read_one(self, piece: Piece) -> Tensor:
         n_blocks = -(-(piece.start + 1) // PAGE)
@@ -289,7 +264,7 @@ def compile_transformer(model: Transformer, live: bool = False) -> CompiledTrans
     """The model's graphs, compiled for as many threads as torch has here; the model itself is no longer needed.
 
     With `live` (see `can_compile_live`) nothing is copied: each call reads the model's weights as they are by then, a
-    LoRA's among them, for a sixth more time than copies in the kernels' own order would take. Raises UserError for
+    LoRA's among them, for a tenth more time than copies in the kernels' own order would take. Raises UserError for
     4-bit weights of an earlier version.
     """
     import openvino as ov
@@ -313,19 +288,15 @@ def compile_transformer(model: Transformer, live: bool = False) -> CompiledTrans
     graphs, core = Graphs(model, live), ov.Core()
     head = core.compile_model(graphs.head, "CPU", for_head)
     trunk = core.compile_model(graphs.trunk, "CPU", for_trunk)
-    each = None
-    if step_bytes(model) <= SMALL and n_threads > 1:
-        for_each = {name: value for name, value in for_trunk.items() if name != "PERFORMANCE_HINT"}
-        each = core.compile_model(graphs.trunk, "CPU", for_each | {"NUM_STREAMS": n_threads})
     if live or step_bytes(model) > SMALL:
-        trunks = Trunks(trunk, each=each, weights=graphs.trunk_weights)
+        trunks = Trunks(trunk, weights=graphs.trunk_weights)
         return CompiledTransformer(model, trunks, head, n_threads, graphs.head_weights)
     if model.shape.feed_forward == "gelu":
         # OpenVINO 2026.4 joins two narrow products with only a GELU between them where it knows their sizes, and
         # crashes the process over it (TokenizeMLPSeqSnippets).
         for_trunk["SNIPPETS_MODE"] = "DISABLE"
     single = core.compile_model(graphs.for_one_token(n_threads), "CPU", for_trunk)
-    return CompiledTransformer(model, Trunks(trunk, single, each), head, n_threads)
+    return CompiledTransformer(model, Trunks(trunk, single), head, n_threads)
 
 
 def _inputs(pieces: Sequence[Piece], wanted: Sequence[int], empty: int = 0) -> dict[str, Any]:
