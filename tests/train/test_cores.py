@@ -13,7 +13,7 @@ from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
 from talaria.tokens.batches import Batch
 from talaria.train import cores
-from talaria.train.cores import backward_each, cores_for, forward_each, rows_each
+from talaria.train.cores import backward_each, cores_for, forward_each, rows_at_once, rows_each
 from talaria.train.optim import make_optimizers
 from talaria.train.settings import OptimizerSettings
 from talaria.train.step import StepState, optimisation_step, split_rows, summed_loss
@@ -98,10 +98,13 @@ def test_micro_batches_are_cut_to_the_bytes_a_core_may_keep(monkeypatch: pytest.
     assert rows_each(model, 18, 16, micro_rows=64, cores=2) == 5, "equal shares, not 8 and 1"
     assert rows_each(model, 64, 16, micro_rows=64, cores=1) == 8
     assert rows_each(model, 64, 16, micro_rows=4, cores=2) == 2, "never more in flight than micro_rows"
+    assert rows_at_once(SHAPE, 64, 16) == 16, "two cores' rows: what a prediction of memory counts"
+    assert rows_at_once(SHAPE, 9, 16) == 9
     monkeypatch.setattr(cores, "MAX_ACTIVATION_BYTES", 1)
     assert rows_each(model, 64, 16, micro_rows=64, cores=2) == 1
     monkeypatch.setattr(cores, "MAX_PARAMETERS", 1000)
     assert rows_each(model, 64, 16, micro_rows=64, cores=1) == 64, "a large model's rows are the settings' to choose"
+    assert rows_at_once(SHAPE, 64, 16) == 64
 
 
 def test_a_step_cut_to_a_cores_memory_is_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:

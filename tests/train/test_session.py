@@ -19,6 +19,7 @@ from talaria.model.checkpoint import load_model, save_model, save_tensors
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.transformer import Transformer
 from talaria.run import read_metrics
+from talaria.tokens.batches import Batch
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer
@@ -26,12 +27,14 @@ from talaria.train import meter, parallel
 from talaria.train.checkpoint import checkpoints
 from talaria.train.meter import Meter
 from talaria.train.pretrain import pretrain
-from talaria.train.settings import PlanSettings, PretrainSettings, SftSettings, Stretch
+from talaria.train.settings import OptimizerSettings, PlanSettings, PretrainSettings, SftSettings, Stretch
 from talaria.train.sft import name_control_tokens, sft
-from talaria.train.step import StepResult
+from talaria.train.step import StepResult, summed_loss
 
 MODEL = ModelSettings(depth=1, d_model=16, n_heads=2, context=16)
 PRETRAIN = PretrainSettings(tokens=5 * 64, batch_tokens=64)
+STILL = OptimizerSettings(learning_rate=1e-12)
+"""Which moves nothing: so that runs of other roundings end alike."""
 SFT = SftSettings(epochs=1.0, batch_tokens=64, validation_share=0.2)
 WORDS = "the wing of a sandal carries one word over sea and land to gods "
 
@@ -165,6 +168,32 @@ def test_a_compiled_run_learns_the_same_and_is_saved_under_the_same_names(
         torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-4)
     (saved,) = checkpoints(tmp_path / "compiled" / "checkpoints")
     assert load_model(saved)[0].state_dict().keys() == plain.keys()
+
+
+def test_held_out_text_is_read_in_parts_as_small_as_a_steps(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bugs: validation of whole batches, which takes more memory than all of training; rows lost between parts."""
+    before, found, seen = torch.get_num_threads(), {}, []
+
+    def counted(model: Transformer, batch: Batch, document_attention: bool) -> torch.Tensor:
+        seen.append(len(batch.inputs_BT))
+        return summed_loss(model, batch, document_attention)
+
+    monkeypatch.setattr("talaria.train.session.summed_loss", counted)
+    for threads, most in ((1, 1 << 40), (1, 1), (2, 1)):
+        monkeypatch.setattr("talaria.train.cores.MAX_ACTIVATION_BYTES", most)
+        torch.set_num_threads(threads)
+        seen.clear()
+        try:
+            folder = tmp_path / f"{threads}-{most}"
+            pretrain(PRETRAIN.model_copy(update={"optimizer": STILL}), MODEL, tokens, 1, folder)
+        finally:
+            torch.set_num_threads(before)
+        found[threads, most] = read_metrics(folder / "metrics.jsonl")[-1]["validation_loss"]
+        assert max(seen) == (4 if most > 1 else 1)
+    whole = found[1, 1 << 40]
+    assert found == {key: pytest.approx(whole, rel=1e-6) for key in found}
 
 
 def test_without_held_out_text_training_ends_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from talaria.model.device import default_device
+from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
 
 M = TypeVar("M")
@@ -51,9 +53,19 @@ def rows_each(model: Transformer, rows: int, context: int, micro_rows: int, core
     """
     rounds = -(-rows // micro_rows)
     if _is_small_on_cpu(model):
-        row_bytes = model.shape.activation_bytes(context)
-        rounds = max(rounds, -(-rows // (cores * max(1, MAX_ACTIVATION_BYTES // row_bytes))))
+        rounds = max(rounds, -(-rows // (cores * _most_rows(model.shape, context))))
     return -(-rows // (cores * rounds))
+
+
+def rows_at_once(shape: ModelShape, rows: int, context: int) -> int:
+    """Of a batch of `rows` rows that go at once, how many are in flight on this machine after all."""
+    if default_device().type != "cpu" or shape.n_params() > MAX_PARAMETERS:
+        return rows
+    return min(rows, torch.get_num_threads() * _most_rows(shape, context))
+
+
+def _most_rows(shape: ModelShape, context: int) -> int:
+    return max(1, MAX_ACTIVATION_BYTES // shape.activation_bytes(context))
 
 
 def _is_small_on_cpu(model: Transformer) -> bool:

@@ -23,6 +23,7 @@ from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import INDEX, Shards
+from talaria.train.cores import rows_at_once
 from talaria.train.meter import peak_flops
 from talaria.train.precision import dtype_name, training_dtype
 from talaria.train.settings import PretrainSettings, SftSettings, TrainingPlan, plan_pretraining
@@ -33,9 +34,9 @@ _PROBED_DEPTHS = (2, 4, 6)
 _TABLE_VOCABULARY = 8192
 PROGRAM_BYTES = 350_000_000
 """Python and torch themselves, before the first tensor."""
-TRAINING_PROGRAM_BYTES = 400_000_000
-"""The same with what a first step loads and takes once, and with what making a tokenizer in the same process leaves
-(80 MB; none where it was made before)."""
+TRAINING_PROGRAM_BYTES = 480_000_000
+"""The same with what a first step loads (20 MB), and what reading a corpus and making a tokenizer in the same process
+leave (110 MB; none where they were made before)."""
 _TOKENS_PER_ENTITY = 2400
 """What the world writes about one of its people, at the demo's vocabulary of 2,048."""
 _BYTES_PER_TOKEN = 3.5
@@ -163,9 +164,10 @@ def estimate_data_tokens(run: Path, entities: int | None, paths: Sequence[str]) 
 
 
 def training_bytes(shape: ModelShape, rows: int, context: int, pretrain: PretrainSettings | None) -> int:
-    """Peak bytes of a training step; the logits are held a chunk at a time, so they are taken out of the shape's
-    general estimate."""
+    """Peak bytes of a training step. Logits are held a chunk at a time, so they are taken out of the shape's general
+    estimate; and on a CPU a small model's step is taken in parts."""
     settings = pretrain or PretrainSettings()
+    rows = rows_at_once(shape, rows, context)
     dtype = dtype_name(training_dtype(settings.dtype, default_device()))
     whole = shape.training_memory_bytes(rows, context, optimizer=settings.optimizer.name, dtype=dtype)
     return whole - 3 * 4 * rows * context * shape.vocab_size + 3 * 4 * (1 << 22)

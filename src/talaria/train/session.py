@@ -20,11 +20,12 @@ from talaria.tokens.tokenizer import Tokenizer
 from talaria.train import parallel
 from talaria.train.allocator import keep_freed_memory
 from talaria.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from talaria.train.cores import cores_for, forward_each, rows_each
 from talaria.train.meter import Meter
 from talaria.train.optim import make_optimizers, rate_share
 from talaria.train.precision import dtype_name, training_dtype
 from talaria.train.settings import OptimizerSettings, PlanSettings, TrainingPlan
-from talaria.train.step import StepResult, StepState, optimisation_step, summed_loss
+from talaria.train.step import StepResult, StepState, optimisation_step, split_rows, summed_loss
 from talaria.train.watch import Watch
 
 
@@ -145,7 +146,14 @@ class Session:
         """Mean loss in nats per counted token, written to the metrics."""
         total, count = 0.0, 0
         for batch in batches:
-            total += float(summed_loss(self.model, on_device(batch, default_device()), self._document_attention))
+            rows, context = batch.inputs_BT.shape
+            cores = cores_for(self.model, rows)
+            # As in a step: whole batches would take more memory than training does.
+            parts = split_rows(on_device(batch, default_device()), rows_each(self.model, rows, context, rows, cores))
+            losses = forward_each(
+                lambda part: summed_loss(self.model, part, self._document_attention), list(parts), cores
+            )
+            total += sum(map(float, losses))
             count += int(batch.loss_mask_BT.sum())
         loss = total / count
         self.write(validation_loss=loss)
