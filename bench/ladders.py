@@ -108,7 +108,7 @@ def statements(folder: Path) -> Path:
 
 def symbols(folder: Path, characters: int) -> Path:
     """So many characters of the world of symbols, a thousand expressions and programs a document."""
-    path = folder / "symbols.jsonl"
+    path = folder / f"symbols-{characters}.jsonl"
     if not path.exists():
         texts = documents(build_symbols(0), "whole", 0)
         rows, total = [], 0
@@ -126,8 +126,11 @@ def measure(options: argparse.Namespace, text: str, source: str, seed: int) -> N
     dials = {"folder": json.dumps(str(options.folder)), "seed": seed, "tokens": options.tokens, "rate": options.rate}
     dials |= {"source": source, "depth": options.depth, "width": options.width}
     dials["tokenizer"] = 'kind = "character"' if text == "symbols" else "vocab_size = 512"
+    wanted = RECIPE.format(name=json.dumps(path.stem), **dials)
     if not path.exists():
-        atomic_write(path, RECIPE.format(name=json.dumps(path.stem), **dials))
+        atomic_write(path, wanted)
+    elif path.read_text(encoding="utf-8") != wanted:
+        raise SystemExit(f"{path}: is of other options; choose another --folder")
     at, shared = run_path(read_recipe(path, [])), options.folder / text
     if not (shared / "tokenizer" / "done.json").exists():
         base = options.folder / f"{text}.toml"

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -50,6 +51,8 @@ from talaria.files import (
 REVISION = "revision "
 """What begins an input's entry in a manifest where a revision, not a hash, tells its content."""
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "pyarrow", "pydantic")
+_IF_INSTALLED = ("openvino",)
+"""What a stage may compute with, and does without otherwise."""
 
 
 # ---------------------------------------------------------------------------------------- metrics
@@ -340,4 +343,5 @@ def code_version() -> dict[str, str | None]:
 
 
 def library_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"python": platform.python_version()}
+    found = [*_LIBRARIES, *(name for name in _IF_INSTALLED if importlib.util.find_spec(name) is not None)]
+    return {name: importlib.metadata.version(name) for name in found} | {"python": platform.python_version()}

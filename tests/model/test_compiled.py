@@ -25,9 +25,12 @@ from talaria.model.compiled import (
     can_compile_live,
     compile_transformer,
 )
-from talaria.model.lora import add_lora
+from talaria.model.lora import add_lora, without_lora
 from talaria.model.quantized import quantize, to_int4
 from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Linear
+from talaria.train.optim import make_optimizers
+from talaria.train.settings import OptimizerSettings
+from talaria.train.step import StepState, apply_gradients
 
 from .test_quantized import GPT2, LLAMA, SHIFTED, model_of, shape_of, with_shown_weights
 
@@ -205,19 +208,35 @@ def test_live_weights_that_moved_are_noticed():
     model = model_of(LLAMA, context=CONTEXT)
     compiled = compile_transformer(model, live=True)
     compiled.reader(2)
-    model.blocks[0].attention.out.weight.data = model.blocks[0].attention.out.weight.data.clone()
-    with pytest.raises(AssertionError, match="weights have moved"):
+    out = model.blocks[0].attention.out
+    old = out.weight
+    for moved in (torch.nn.Parameter(old.detach().clone()), old):
+        out.weight = moved
+        if moved is old:
+            old.data = old.data.clone()
+        with pytest.raises(AssertionError, match="weights have moved"):
+            compiled.reader(2)
+
+
+def test_a_lora_that_is_switched_off_is_not_computed_all_the_same():
+    model = model_of(LLAMA, context=CONTEXT)
+    add_lora(model, 4, 8.0, torch.Generator().manual_seed(0))
+    compiled = compile_transformer(model, live=True)
+    with without_lora(model), pytest.raises(AssertionError, match="switched off"):
         compiled.reader(2)
+    compiled.reader(2)
 
 
 def test_what_was_kept_of_a_prompt_goes_with_the_live_weights_that_computed_it():
+    """The bug: fused AdamW leaves no mark on the weights that it changes."""
     model, tokenizer = model_of(LLAMA, context=CONTEXT), ByteTokenizer()
     engine = Engine(compile_transformer(model, live=True), tokenizer)
     prompt = [token % 256 for token in ids_of(2 * PAGE + 3)]
     engine.generate([prompt], max_tokens=4, temperature=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
+    optimizers = make_optimizers(model, OptimizerSettings(), 0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    apply_gradients([model], optimizers, StepState(), 1.0, rate_share=1.0, max_grad_norm=1.0)
     found = engine.generate([prompt], max_tokens=4, temperature=0)
     assert_close(torch.tensor(found[0].log_probs), torch.tensor(greedy(model, tokenizer, prompt)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -67,6 +68,22 @@ def test_what_is_computed_of_each_piece_comes_in_order_without_gradients_and_in_
         assert [float(x[0, 0]) for x in found] == [0, 1, 2, 3, 4]
         assert all(x.dtype == dtype and not x.requires_grad for x in found)
     assert torch.get_num_threads() == 2
+
+
+def test_after_an_error_in_a_piece_none_of_the_others_is_still_at_work() -> None:
+    """The bug: a piece that goes on computing when the caller has left the context it was to be computed in."""
+    ended = []
+
+    def compute(number: int) -> Tensor:
+        if number == 0:
+            raise ValueError("a piece")
+        time.sleep(0.2)
+        ended.append(number)
+        return torch.zeros(1)
+
+    with pytest.raises(ValueError, match="a piece"):
+        forward_each(compute, [0, 1, 2], 2)
+    assert sorted(ended) == [1, 2]
 
 
 def test_an_error_in_a_micro_batch_is_raised_and_torch_gets_its_threads_back() -> None:

@@ -79,7 +79,7 @@ def _run_compiled(
     for group in (single, several):
         pieces, wanted, n_tokens = [], [], 0
         # The same behind the same blocks, as for several answers to a prompt, is read once: by whom, and up to where.
-        read: dict[tuple[tuple[int, ...], ...] | None, tuple[Request, int]] = {}
+        read: dict[tuple[tuple[int, ...], ...], tuple[Request, int]] = {}
         twins: list[tuple[list[int], list[int]]] = []
         for request, chunk in group:
             end = request.length + chunk
@@ -87,7 +87,7 @@ def _run_compiled(
             n_shared, text = request.length // PAGE, None
             if chunk > 1 and request.length % PAGE == 0:
                 text = tuple(request.blocks[:n_shared]), tuple(ids)
-            if text in read:
+            if text is not None and text in read:
                 first, last = read[text]
                 own = slice(n_shared, n_blocks_for(end, PAGE))
                 twins.append((first.blocks[own], request.blocks[own]))

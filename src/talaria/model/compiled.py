@@ -7,8 +7,9 @@
     logits_MV = model.head(hidden_MD)
 
 Keys and values lie in blocks of `PAGE` positions, anywhere in the memory; a sequence names its blocks in order, and two
-sequences may name the same one. Weights are fixed: compile again after training. INT8 and INT4 weights multiply int8
-activations, some columns of a row scaled by themselves, so that an answer does not depend on what runs beside it.
+sequences may name the same one. Weights that are not live are fixed: compile again after training. INT8 and INT4
+weights multiply int8 activations, some columns of a row scaled by themselves, so that an answer does not depend on what
+runs beside it.
 
 Legend: B rows, T positions, N tokens of all sequences, M wanted ones, D model width, V vocabulary.
 """
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from talaria.model.lora import lora_is_on
 from talaria.model.quantized import QuantizedTransformer, step_bytes, weight_bytes
 from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
@@ -83,9 +85,10 @@ class PagedReader:
             for layer in range(shape.n_layers)
             for name in ("key_cache", "value_cache")
         }
+        given = {**self._memory, **trunks.weights}
         for request in (self._request, self._single):
             if request is not None:
-                for name, array in (self._memory | dict(trunks.weights)).items():
+                for name, array in given.items():
                     _give(request, name, array)
         if self._single is not None:
             # Written in place: handing an array over takes longer than filling it.
@@ -160,7 +163,7 @@ class CompiledTransformer:
     """Reads sequences as `Transformer` does, to within the rounding of its weights' kernels.
 
     Built by `compile_transformer`. `weight_bytes` are those of the model it was made from, `step_bytes` those that
-    each step reads. `live_weights` are the tensors that are read where they lie; none where the weights are fixed.
+    each step reads.
     """
 
     device = torch.device("cpu")
@@ -179,12 +182,18 @@ class CompiledTransformer:
         self._trunks, self._head = trunks, head.create_infer_request()
         for name, array in (head_weights or {}).items():
             _give(self._head, name, array)
-        self.live_weights: tuple[Tensor, ...] = tuple(model.parameters()) if trunks.weights else ()
+        self._live = model if trunks.weights else None
         self._places = [tensor.data_ptr() for tensor in self.live_weights]
+
+    @property
+    def live_weights(self) -> tuple[Tensor, ...]:
+        """What is read where it lies; nothing of fixed weights."""
+        return () if self._live is None else tuple(self._live.parameters())
 
     def reader(self, n_blocks: int) -> PagedReader:
         """A reader with a memory of its own."""
         assert [tensor.data_ptr() for tensor in self.live_weights] == self._places, "weights have moved"
+        assert self._live is None or lora_is_on(self._live), "the graph computes a LoRA that is switched off"
         return PagedReader(self._trunks, self.shape, n_blocks, self._n_threads)
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -263,9 +272,10 @@ def can_compile_live(model: Transformer) -> bool:
 def compile_transformer(model: Transformer, live: bool = False) -> CompiledTransformer:
     """The model's graphs, compiled for as many threads as torch has here; the model itself is no longer needed.
 
-    With `live` (see `can_compile_live`) nothing is copied: each call reads the model's weights as they are by then, a
-    LoRA's among them, for a tenth more time than copies in the kernels' own order would take. Raises UserError for
-    4-bit weights of an earlier version.
+    With `live` (see `can_compile_live`) the model is needed and nothing is copied: each call reads its weights as they
+    are by then, a LoRA's among them, for a tenth more time than copies in the kernels' own order would take. Other
+    kernels compute them, which round a row otherwise in other company. Raises UserError for 4-bit weights of an earlier
+    version.
     """
     import openvino as ov
 

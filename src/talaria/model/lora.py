@@ -81,6 +81,11 @@ def merged_copy(model: Transformer) -> Transformer:
     return plain
 
 
+def lora_is_on(model: Transformer) -> bool:
+    """Whether no difference is left out just now; True of a model without any."""
+    return all(module.enabled for module in model.modules() if isinstance(module, LoraLinear))
+
+
 @contextmanager
 def without_lora(model: Transformer) -> Iterator[None]:
     """The model as it was before training: a reference that costs no second copy."""

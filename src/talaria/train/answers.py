@@ -166,11 +166,10 @@ def in_pieces(tensors: T, rows: int) -> Iterator[T]:
         yield type(tensors)(*(tensor[:, :end] if tensor.dim() > 1 else tensor for tensor in pieces))
 
 
-def over_pieces(compute: Callable[[T], Tensor], answers: T, rows: int) -> Tensor:
-    """`compute` of all rows, without gradients, `rows` at a time, each core of a CPU its own: (B, ...), or (B, T, ...)
-    with 0 where a piece was less wide."""
+def over_pieces(compute: Callable[[T], Tensor], answers: T, rows: int, cores: int = 1) -> Tensor:
+    """`compute` of all rows, without gradients, `rows` at a time on each of `cores`: (B, ...), or (B, T, ...) with 0
+    where a piece was less wide."""
     places = answers[0].shape[1]
-    cores = torch.get_num_threads() if answers[0].device.type == "cpu" else 1
     pieces = forward_each(compute, list(in_pieces(answers, rows)), cores)
     if pieces[0].dim() == 1:
         return torch.cat(pieces)

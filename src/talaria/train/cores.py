@@ -9,7 +9,7 @@ takes a micro-batch of its own through forward and backward, and they meet once 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -113,7 +113,9 @@ def forward_each(compute: Callable[[M], Tensor], pieces: list[M], cores: int) ->
             return compute(piece)
 
     with threads(1):
-        return list(_pool(cores).map(alone, pieces))
+        computing = [_pool(cores).submit(alone, piece) for piece in pieces]
+        wait(computing)  # so that after an error none still runs in what was the caller's context
+        return [piece.result() for piece in computing]
 
 
 @cache

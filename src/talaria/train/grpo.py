@@ -104,9 +104,12 @@ def grpo(
                 scores_B = torch.tensor(rewards, device=default_device())
             else:
                 longest = max(len(item["ids"]) for item in chosen) + settings.max_tokens
-                rows = micro_rows(len(prompts), longest, settings.micro_batch_tokens, tuning.cores(len(prompts)))
+                cores = tuning.cores(len(prompts))
+                rows = micro_rows(len(prompts), longest, settings.micro_batch_tokens, cores)
                 with tuning.products():
-                    scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
+                    scores_B = reward_of(
+                        rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows, cores
+                    )
             advantages_B = group_advantages(scores_B.view(-1, settings.group)).flatten()
             groups_alike = float((advantages_B.view(-1, settings.group) == 0).all(dim=1).float().mean())
             answers, advantages_BT = as_rows(
@@ -115,7 +118,7 @@ def grpo(
             cores = tuning.cores(len(advantages_BT))
             rows = micro_rows(len(advantages_BT), advantages_BT.shape[1], settings.micro_batch_tokens, cores)
             with tuning.products(), without_lora(reference):
-                reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
+                reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows, cores)
             unknown_BT = torch.zeros_like(reference_BT)
             judged = Judged(*answers, unknown_BT, unknown_BT.clone(), reference_BT, advantages_BT)
             told = Told()

@@ -127,9 +127,9 @@ def ppo(
             # 2. What reward model, policy, fine-tuned model and value network say, before any update.
             longest, cores = answers.inputs_BT.shape[1], tuning.cores(len(chosen))
             rows = micro_rows(len(chosen), longest, settings.micro_batch_tokens, cores)
-            scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
+            scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows, cores)
             rollouts, log_ratio_BT, entropy_BT = assess(
-                settings, policy, reference, value, answers, scores_B, kl_coefficient, rows
+                settings, policy, reference, value, answers, scores_B, kl_coefficient, rows, cores
             )
 
             # 3. Several epochs over the same answers, in minibatches.
@@ -182,16 +182,17 @@ def assess(
     scores_B: Tensor,
     kl_coefficient: float,
     rows: int,
+    cores: int = 1,
 ) -> tuple[Rollouts, Tensor, Tensor]:
     """Advantages and returns of answers, with their log-ratios (B, T) to the reference and entropies (B, T)."""
-    both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, rows)
+    both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, rows, cores)
     log_probs_BT, entropy_BT = both.unbind(dim=-1)
     with without_lora(reference):
-        reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows)
+        reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows, cores)
     # The value of the state before each token: the value network has not read the token itself.
     so_far_BTF = likelihood_so_far(reference_BT, answers.mask_BT)
     known = Rollouts(*answers, so_far_BTF, *[log_probs_BT] * 4)
-    values_BT = over_pieces(lambda piece: read_scored(value, states(value, piece)) * piece.mask_BT, known, rows)
+    values_BT = over_pieces(lambda piece: read_scored(value, states(value, piece)) * piece.mask_BT, known, rows, cores)
     # Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole answer.
     log_ratio_BT = log_probs_BT - reference_BT
     rewards_BT = -kl_coefficient * log_ratio_BT
@@ -232,9 +233,11 @@ def warmup(
         chosen, completions, answers = answer(speaker, tokenizer, chosen, settings.max_tokens, number)
         longest, cores = answers.inputs_BT.shape[1], cores_for(policy, len(chosen))
         rows = micro_rows(len(chosen), longest, settings.micro_batch_tokens, cores)
-        scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows)
-        rollouts, _, _ = assess(whole, policy, reference, value, answers, scores_B, settings.kl_coefficient, rows)
-        read = over_pieces(lambda piece: states(value, piece), rollouts, rows)
+        scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows, cores)
+        rollouts, _, _ = assess(
+            whole, policy, reference, value, answers, scores_B, settings.kl_coefficient, rows, cores
+        )
+        read = over_pieces(lambda piece: states(value, piece), rollouts, rows, cores)
         yield read[rollouts.mask_BT], rollouts.returns_BT[rollouts.mask_BT]
 
 

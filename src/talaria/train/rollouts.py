@@ -90,8 +90,7 @@ def answer(
 
 
 def sampler(policy: Transformer) -> Policy:
-    """The policy in the form that answers fastest, always of the weights that it has by then: compiled where it can be,
-    with two to three times the speed on a CPU."""
+    """The policy in the form that answers fastest, always of the weights that it has by then."""
     return compile_transformer(policy, live=True) if can_compile_live(policy) else policy
 
 
@@ -100,7 +99,7 @@ def sample(
 ) -> list[Completion]:
     """One answer a prompt by the engine. A new one each time, for its memory, and so its rounding, to be as after a
     resume."""
-    engine = Engine(policy, tokenizer, max_batch_size=len(prompts), prefix_cache=False)
+    engine = Engine(policy, tokenizer, max_batch_size=len(prompts), prefix_cache=False, drafts=False)
     return engine.generate(prompts, max_tokens=max_tokens, temperature=1.0, seed=seed)
 
 
@@ -111,6 +110,7 @@ def reward_of(
     completions: Sequence[Completion],
     truncated_reward: float,
     rows: int,
+    cores: int = 1,
 ) -> Tensor:
     """Scores (B,). The reward model reads an answer's text encoded as in its training, not the ids that the policy
     happened to choose for it. Answers that were cut, or so encoded outgrow its context, get `truncated_reward`, or what
@@ -124,7 +124,7 @@ def reward_of(
         prompts, texts = zip(*read.values(), strict=True)
         answers = pad_answers(prompts, texts, default_device())
         with without_lora(rewarder.trunk):
-            whole = over_pieces(lambda piece: score(rewarder, piece), answers, rows)
+            whole = over_pieces(lambda piece: score(rewarder, piece), answers, rows, cores)
         scores_B.clamp_(max=float(whole.min()))
         scores_B[list(read)] = whole
     return scores_B

@@ -149,6 +149,9 @@ def apply_gradients(
             # Muon is matrix products, which are worth sharing.
             with threads(torch.get_num_threads() if name == "muon" else n_threads):
                 optimizer.step()
+        for module in modules:
+            # Fused optimizers leave no mark on what they changed, and an engine that keeps prefixes looks for one.
+            torch.autograd.graph.increment_version(list(module.parameters()))
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
