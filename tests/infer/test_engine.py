@@ -249,11 +249,11 @@ def test_answers_to_the_same_prompt_are_those_it_gets_alone_compiled(name, monke
     monkeypatch.setattr(
         PagedReader, "read", lambda self, pieces, wanted: n_read.append(len(pieces)) or read(self, pieces, wanted)
     )
-    prompts = ["longer ones first, " * 2, "ab", "ab", "longer ones first, " * 2, "a", "abc", "ab", "a"]
+    prompts = ["longer ones first, " * 2, "ab", "cd", "ab", "longer ones first, " * 2, "a", "abc", "ab", "a"]
     options = {"max_tokens": 12, "temperature": 1.0}
     engine = Engine(model, ByteTokenizer(), prefix_cache=False)
-    together = engine.generate(prompts, seed=list(range(8)), **options)
-    assert n_read[:2] == [2, 3], "the prompts of one token, and then the three of more"
+    together = engine.generate(prompts, seed=list(range(9)), **options)
+    assert n_read[:2] == [2, 4], "the prompts of one token, and then the four of more"
     for number, (prompt, told) in enumerate(zip(prompts, together, strict=True)):
         [alone] = engine.generate([prompt], seed=[number], **options)
         assert (told.token_ids, told.log_probs) == (alone.token_ids, alone.log_probs)

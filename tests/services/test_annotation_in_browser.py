@@ -115,6 +115,17 @@ def sign_in(page: Page, key: str) -> None:
     page.wait("!document.querySelector('#guidelines-dialog').open")
 
 
+def begin_talk(page: Page) -> None:
+    page.click("#talk-tab")
+    page.wait("!document.querySelector('#composer').hidden")
+
+
+def say(page: Page, text: str) -> None:
+    page.click("#text")
+    page.type(text)
+    page.press("Enter")
+
+
 def shown(page: Page) -> tuple[str, list[str]]:
     """The question and the answers, as they stand on the page."""
     return page.text(".message .body"), page.run(
@@ -258,12 +269,9 @@ def test_talking_goes_on_with_the_best_answer(annotation: Annotation, browser: B
     page = browser.open(annotation.address, private=True)
     sign_in(page, key)
     page.wait("!document.querySelector('#nothing').hidden")
-    page.click("#talk-tab")
-    page.wait("!document.querySelector('#composer').hidden")
+    begin_talk(page)
     for turn in range(2):
-        page.click("#text")
-        page.type(f"hello {turn}")
-        page.press("Enter")
+        say(page, f"hello {turn}")
         page.wait("document.querySelectorAll('.card').length === 3")
         if turn == 1:
             page.reload()
@@ -290,17 +298,14 @@ def test_a_key_pressed_before_the_answers_are_drawn_is_the_judgements(annotation
     page = browser.open(annotation.address, private=True)
     sign_in(page, key)
     page.wait("!document.querySelector('#nothing').hidden")
-    page.click("#talk-tab")
-    page.wait("!document.querySelector('#composer').hidden")
+    begin_talk(page)
     pressed = "new KeyboardEvent('keydown', {key: '1', code: 'Digit1', bubbles: true})"
     page.run(
         "new MutationObserver((_, observer) => { if (document.querySelector('.card')) { observer.disconnect();"
         f" queueMicrotask(() => document.activeElement.dispatchEvent({pressed})); }} }})"
         ".observe(document.querySelector('#answers'), {childList: true})"
     )
-    page.click("#text")
-    page.type("hello")
-    page.press("Enter")
+    say(page, "hello")
     page.wait("document.querySelectorAll('.card').length === 2 && !document.querySelector('#submit').disabled")
     assert page.problems == []
     page.close()
@@ -312,11 +317,8 @@ def test_whoever_comes_next_is_not_shown_the_last_ones_conversation(annotation: 
     page = browser.open(annotation.address, private=True)
     sign_in(page, ann)
     page.wait("!document.querySelector('#talk-tab').hidden")
-    page.click("#talk-tab")
-    page.wait("!document.querySelector('#composer').hidden")
-    page.click("#text")
-    page.type("a secret of mine")
-    page.press("Enter")
+    begin_talk(page)
+    say(page, "a secret of mine")
     page.wait("document.querySelectorAll('.card').length === 2")
     page.press("1")
     page.press("Enter")
@@ -327,8 +329,7 @@ def test_whoever_comes_next_is_not_shown_the_last_ones_conversation(annotation: 
         page.run(f"(() => {{ {keep_key} kept.setItem('talaria.key', '{key}'); }})()")
         page.reload()
         page.wait("!document.querySelector('#talk-tab').hidden")
-        page.click("#talk-tab")
-        page.wait("!document.querySelector('#composer').hidden")
+        begin_talk(page)
         assert ("a secret of mine" in page.text("#log")) == sees, key
     assert page.problems == []
     page.close()

@@ -150,9 +150,7 @@ class Session:
             cores = cores_for(self.model, rows)
             # As in a step: whole batches would take more memory than training does.
             parts = split_rows(on_device(batch, default_device()), rows_each(self.model, rows, context, rows, cores))
-            losses = forward_each(
-                lambda part: summed_loss(self.model, part, self._document_attention), list(parts), cores
-            )
+            losses = forward_each(lambda part: summed_loss(self.model, part, self._document_attention), parts, cores)
             total += sum(map(float, losses))
             count += int(batch.loss_mask_BT.sum())
         loss = total / count
