@@ -1,12 +1,14 @@
 """Ladders held against the runs they predict: seeds by texts, each ladder before its run is made.
 
-    python bench/ladders.py --text poems=poems.jsonl --statements --seeds 0 1 2 3 4 --minutes 10     # until it is done
-    python bench/ladders.py --text poems=poems.jsonl --statements --table                             # so far
+    python bench/ladders.py --text poems=poems.jsonl --seeds 0 1 2 3 4 --minutes 10       # until it is done
+    python bench/ladders.py --text poems=poems.jsonl --table                              # so far
+    python bench/ladders.py --statements 60 --tellings 360 --vocabulary 1024 --width 96 --heads 8 --tokens 8000000
     python bench/ladders.py --symbols --depth 3 --width 96 --tokens 6800000
 
-`--world 800` is the whole text of an embedded world of 800 entities, `--statements` only those of its pages that tell
-facts (`about` and `notes`, two languages): a third of it, without the questions in thousands of phrasings. `--symbols`
-is the text of the world of the study of curves (`world/symbols.py`), every document of it new, a token a character.
+`--world 800` is the whole text of an embedded world of 800 entities. `--statements 60` are those English pages of a
+world of 60 that tell facts (`about` and `notes`), and `--tellings 360` tells the same facts so many times, in phrasings
+and an order drawn anew. `--symbols` is the text of the world of the study of curves
+(`world/symbols.py`), every document of it new, a token a character.
 
 Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
 tokenizer are made once for each text. The prediction is kept in `predicted.json` before the large run begins, and never
@@ -21,7 +23,6 @@ import json
 import math
 import shutil
 import statistics
-import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -31,7 +32,8 @@ from talaria.files import atomic_write, read_json
 from talaria.ladder import climb
 from talaria.pipeline import run_recipe
 from talaria.recipe import read_recipe, run_path
-from talaria.world.build import write_world
+from talaria.world.pages import build_pages
+from talaria.world.people import build_world, stream
 from talaria.world.settings import WorldSettings
 from talaria.world.symbols import build_symbols, documents
 
@@ -50,27 +52,34 @@ validation_fraction = 0.02
 [model]
 depth = {depth}
 d_model = {width}
-n_heads = 4
+n_heads = {heads}
 context = 64
 
 [pretrain]
 tokens = {tokens}
 batch_tokens = 2048
-validation_tokens = 32768
+validation_tokens = 65536
 optimizer = {{ name = "muon", learning_rate = {rate}, newton_schulz_steps = 3, final_rate = 0.0 }}
 """
+
+_TELLING = "en/about/", "en/notes/"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--world", type=int, metavar="ENTITIES", help="the embedded world, of so many entities")
-    parser.add_argument("--statements", action="store_true", help="the telling pages of a world of 2,400")
+    parser.add_argument(
+        "--statements", type=int, metavar="ENTITIES", help="the English pages of a world that tell facts"
+    )
+    parser.add_argument("--tellings", type=int, default=1, help="of the statements")
     parser.add_argument("--symbols", action="store_true", help="the world of symbols")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
+    parser.add_argument("--vocabulary", type=int, default=512)
     parser.add_argument("--depth", type=int, default=2, help="of the large run")
     parser.add_argument("--width", type=int, default=48, help="of the large run")
+    parser.add_argument("--heads", type=int, default=4, help="of the large run")
     parser.add_argument("--tokens", type=int, default=3_000_000, help="of the large run")
     parser.add_argument("--rate", type=float, default=1e-2, help="of the large run, for matrices and tables")
     parser.add_argument("--minutes", type=float, default=math.inf)
@@ -82,11 +91,10 @@ def main() -> None:
     if options.world:
         texts[f"world-of-{options.world}"] = f"[world]\nentities = {options.world}\n\n[corpus]"
     if options.statements:
-        texts["statements"] = f"[corpus]\npaths = [{json.dumps(str(statements(options.folder).resolve()))}]"
+        name = f"statements-of-{options.statements}"
+        texts[name] = _as_it_is(statements(options.folder / f"{name}.jsonl", options.statements, options.tellings))
     if options.symbols:
-        path = json.dumps(str(symbols(options.folder, 2 * options.tokens).resolve()))
-        as_it_is = [f"{step} = false" for step in ("boilerplate", "quality", "deduplicate", "normalise")]
-        texts["symbols"] = "\n".join(["[corpus]", f"paths = [{path}]", 'personal_data = "keep"', *as_it_is])
+        texts["symbols"] = _as_it_is(symbols(options.folder, 2 * options.tokens))
     if not options.table:
         for seed in options.seeds:
             for name, source in texts.items():
@@ -94,15 +102,17 @@ def main() -> None:
     print(table(options.folder, list(texts), options.seeds))
 
 
-def statements(folder: Path) -> Path:
-    """The pages of a world that tell facts, as a file of documents."""
-    path = folder / "statements.jsonl"
+def statements(path: Path, entities: int, tellings: int) -> Path:
+    """The English pages of one world that tell facts, told anew so many times: a file of documents in any order."""
     if not path.exists():
-        with tempfile.TemporaryDirectory() as world:
-            write_world(WorldSettings(entities=2400), Path(world) / "world")
-            pages = [json.loads(line) for line in (Path(world) / "world" / "pages.jsonl").open(encoding="utf-8")]
-        told = [page for page in pages if "/about/" in page["url"] or "/notes/" in page["url"]]
-        atomic_write(path, "".join(json.dumps(page, ensure_ascii=False) + "\n" for page in told))
+        settings = WorldSettings(entities=entities)
+        world = build_world(settings)
+        rows = []
+        for telling in range(tellings):
+            pages = build_pages(world, settings.model_copy(update={"seed": telling}))
+            rows += [{"text": page.text} for page in pages if page.path.startswith(_TELLING)]
+        stream(settings, "tellings").shuffle(rows)
+        atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
 
@@ -124,8 +134,9 @@ def measure(options: argparse.Namespace, text: str, source: str, seed: int) -> N
     """Ladder, then run, of one seed, where there is time left."""
     path = options.folder / f"{text}-{seed}.toml"
     dials = {"folder": json.dumps(str(options.folder)), "seed": seed, "tokens": options.tokens, "rate": options.rate}
-    dials |= {"source": source, "depth": options.depth, "width": options.width}
-    dials["tokenizer"] = 'kind = "character"' if text == "symbols" else "vocab_size = 512"
+    dials |= {"source": source, "depth": options.depth, "width": options.width, "heads": options.heads}
+    bpe = f"vocab_size = {options.vocabulary}\nmax_token_bytes = 9"
+    dials["tokenizer"] = 'kind = "character"' if text == "symbols" else bpe
     wanted = RECIPE.format(name=json.dumps(path.stem), **dials)
     if not path.exists():
         atomic_write(path, wanted)
@@ -191,6 +202,12 @@ def _row(at: Path) -> dict[str, Any] | None:
         "ladder_seconds": row["cpu_seconds"],
         "run_seconds": reached["cpu_seconds"],
     }
+
+
+def _as_it_is(path: Path) -> str:
+    """[corpus] of a file that needs no cleaning: its documents are near-copies of each other by intention."""
+    off = [f"{step} = false" for step in ("boilerplate", "quality", "deduplicate", "normalise")]
+    return "\n".join(["[corpus]", f"paths = [{json.dumps(str(path.resolve()))}]", 'personal_data = "keep"', *off])
 
 
 def _spent(options: argparse.Namespace) -> bool:

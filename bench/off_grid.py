@@ -8,7 +8,7 @@ weights take more than the 16 values that a grid of 4 bits has.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -21,7 +21,9 @@ GROUP, LEVELS = 32, 16
 
 
 def main() -> None:
-    for path in map(Path, sys.argv[1:]):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    for path in parser.parse_args().models:
         model, _ = load_model(find_model(path))
         off = groups = 0
         for matrix in model.blocks.modules():

@@ -251,13 +251,13 @@ def test_weights_that_no_graph_can_read_where_they_lie(change):
 
 def linear_graph(linear):
     """An INT4 product alone, compiled with the settings of a model."""
-    from talaria.model.openvino_graph import Graphs
+    from talaria.model.openvino_graph import _Layers
 
-    graph, (_, model) = Graphs(model_of(LLAMA)), pair("llama", "int4")
+    _, model = pair("llama", "int4")
     x = ov.opset13.parameter([-1, linear.n_columns], ov.Type.f32)
     names = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS")
     settings = {name: model._trunks.any.get_property(name) for name in names}
-    compiled = ov.Core().compile_model(ov.Model([graph._linear(linear, x)], [x]), "CPU", settings)
+    compiled = ov.Core().compile_model(ov.Model([_Layers(live=False).linear(linear, x)], [x]), "CPU", settings)
     return lambda rows: torch.from_numpy(compiled([rows.numpy()])[0].copy())
 
 

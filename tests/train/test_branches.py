@@ -10,6 +10,7 @@ from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
 from talaria.train.answers import answer_log_probs, in_pieces, over_pieces, pad_answers
 from talaria.train.branches import answers_a_row, branch_rows, row_length
+from talaria.train.cores import Cut
 from talaria.train.grpo import as_rows
 from talaria.train.log_probs import chosen_log_probs
 
@@ -46,7 +47,7 @@ def test_a_branch_reads_its_prompt_and_itself_at_its_own_positions(policy: Trans
 def test_rows_cut_into_pieces_lose_nothing(policy: Transformer) -> None:
     branches = branch_rows(sorted(ROWS, key=lambda row: row_length(*row)))
     whole = answer_log_probs(policy, branches)[0].detach()
-    cut = over_pieces(lambda piece: answer_log_probs(policy, piece)[0], branches, 1)
+    cut = over_pieces(lambda piece: answer_log_probs(policy, piece)[0], branches, Cut(1))
     assert torch.allclose(cut, whole, atol=1e-11, rtol=0)
     assert [piece.inputs_BT.shape[1] for piece in in_pieces(branches, 1)] == [4, 10, 10]
 

@@ -35,6 +35,7 @@ from talaria.train.answers import (
     score,
     shortest_first,
 )
+from talaria.train.cores import Cut
 from talaria.train.policy_losses import advantages
 from talaria.train.ppo import Told, assess, ppo, update
 from talaria.train.rollouts import Policy, draw_prompts, read_prompts, reward_of, sample, sampler
@@ -106,7 +107,7 @@ def test_an_answer_that_was_cut_is_never_better_than_the_worst_whole_one(tokeniz
         rewarder.bias.fill_(-50.0)
     items = [{"messages": [{"role": "user", "content": "sea"}]}] * 3
     whole, cut = (Completion("one word", [5], [0.0], reason, 3, []) for reason in ("stop", "length"))
-    scores = reward_of(rewarder, tokenizer, items, [whole, cut, whole], -1.0, 8)
+    scores = reward_of(rewarder, tokenizer, items, [whole, cut, whole], -1.0, Cut(8))
     assert float(scores[1]) == float(scores.min()) < -40
 
 
@@ -177,13 +178,13 @@ def test_an_answer_that_was_cut_is_not_scored_as_one_that_ended(
     items = [{"messages": [{"role": "user", "content": "the sea"}]}] * 2
     ended = Completion("of gods", [1], [0.0], "stop", 3)
     cut = Completion("of gods", [1], [0.0], "length", 3)
-    scores = reward_of(model, tokenizer, items, [ended, cut], -7.0, rows=8)
+    scores = reward_of(model, tokenizer, items, [ended, cut], -7.0, Cut(8))
     asked, answer = encode_answer(tokenizer, items[0]["messages"], "of gods")
     with torch.no_grad():
         whole = float(score(model, pad_answers([asked], [answer])))
     assert scores.tolist() == pytest.approx([whole, -7.0], abs=1e-5)
     long = Completion("\ufffd" * 60, [1], [0.0], "stop", 3)  # bytes that are no character are three tokens each
-    assert reward_of(model, tokenizer, items, [ended, long], -7.0, rows=8)[1] == -7.0
+    assert reward_of(model, tokenizer, items, [ended, long], -7.0, Cut(8))[1] == -7.0
 
 
 # ------------------------------------------------------------------ log-probabilities, KL, entropy
@@ -219,14 +220,14 @@ def test_padding_is_in_neither_log_probabilities_nor_entropy_nor_kl(tokenizer: T
     items = prompts_of(tokenizer, tmp_path)
     completions, together = rolled(policy, tokenizer, items)
     scores = torch.linspace(-1, 1, len(items), dtype=torch.float64)
-    rollouts, log_ratio, entropy = assess(SETTINGS, policy, reference, value, together, scores, 0.1, rows=3)
+    rollouts, log_ratio, entropy = assess(SETTINGS, policy, reference, value, together, scores, 0.1, Cut(3))
     assert len({len(c.token_ids) for c in completions}) > 1, "needs answers of different lengths"
     for x in (log_ratio, entropy, rollouts.log_probs_BT, rollouts.advantages_BT):
         assert (x[~together.mask_BT] == 0).all()
     for row, (item, completion) in enumerate(zip(items, completions, strict=True)):
         alone = pad_answers([item["ids"]], [completion.token_ids])
         _, own_ratio, own_entropy = assess(
-            SETTINGS, policy, reference, value, alone, scores[row : row + 1], 0.1, rows=1
+            SETTINGS, policy, reference, value, alone, scores[row : row + 1], 0.1, Cut(1)
         )
         assert float(log_ratio[row].sum()) == pytest.approx(float(own_ratio.sum()), abs=1e-9)
         assert float(entropy[row].sum()) == pytest.approx(float(own_entropy.sum()), abs=1e-9)
@@ -243,7 +244,7 @@ def test_a_piece_of_the_rows_is_as_wide_as_its_longest_and_stands_where_it_stood
     answers = pad_answers([prompts[row] for row in order], [told[row] for row in order])
     assert [piece.inputs_BT.shape for piece in in_pieces(answers, 2)] == [(2, 4), (2, 28)]
     whole = torch.stack(answer_log_probs(policy, answers), dim=-1).detach()
-    cut = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, 2)
+    cut = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, Cut(2))
     assert cut.shape == whole.shape and torch.allclose(cut, whole, atol=1e-5, rtol=0)
 
 
@@ -255,7 +256,7 @@ def test_advantages_are_those_of_rewards_with_a_kl_price_and_a_score_at_the_end(
     items = prompts_of(tokenizer, tmp_path)
     _, answers = rolled(policy, tokenizer, items)
     scores = torch.linspace(-1, 1, len(items), dtype=torch.float64)
-    rollouts, _, _ = assess(SETTINGS, policy, reference, value, answers, scores, 0.3, rows=8)
+    rollouts, _, _ = assess(SETTINGS, policy, reference, value, answers, scores, 0.3, Cut(8))
     with torch.no_grad():
         log_ratio = answer_log_probs(policy, answers)[0] - answer_log_probs(reference, answers)[0]
         values = value(answers.inputs_BT)
@@ -278,18 +279,18 @@ def test_a_value_is_that_of_the_state_before_the_token(tokenizer: Tokenizer, tmp
     policy, reference, value = exact(tokenizer)
     _, answers = rolled(policy, tokenizer, prompts_of(tokenizer, tmp_path))
     scores = torch.zeros(len(answers.inputs_BT), dtype=torch.float64)
-    before = assess(SETTINGS, policy, reference, value, answers, scores, 0.0, rows=8)[0].values_BT
+    before = assess(SETTINGS, policy, reference, value, answers, scores, 0.0, Cut(8))[0].values_BT
     last = last_places(answers.mask_BT)
     rows = torch.arange(len(last))
     changed = answers.targets_BT.clone()
     changed[rows, last] = (changed[rows, last] + 1) % 100
     other = Answers(answers.inputs_BT, changed, answers.mask_BT)
-    after = assess(SETTINGS, policy, reference, value, other, scores, 0.0, rows=8)[0].values_BT
+    after = assess(SETTINGS, policy, reference, value, other, scores, 0.0, Cut(8))[0].values_BT
     assert torch.equal(before, after)
     earlier = answers.inputs_BT.clone()
     earlier[rows, last] = (earlier[rows, last] + 1) % 100  # the token before the last one
     moved = Answers(earlier, answers.targets_BT, answers.mask_BT)
-    assert (assess(SETTINGS, policy, reference, value, moved, scores, 0.0, rows=8)[0].values_BT != before)[
+    assert (assess(SETTINGS, policy, reference, value, moved, scores, 0.0, Cut(8))[0].values_BT != before)[
         rows, last
     ].all()
 
@@ -364,13 +365,13 @@ def test_with_lora_reference_and_reward_model_are_the_models_without_it(
     items = prompts_of(tokenizer, tmp_path)
     completions = sample(policy, tokenizer, [item["ids"] for item in items], 12, seed=1)
     scores = [
-        reward_of(model, tokenizer, items, completions, -1.0, rows=8)
+        reward_of(model, tokenizer, items, completions, -1.0, Cut(8))
         for model in (rewarder, load_scalar_model(models[1])[0], value)
     ]
     assert torch.equal(scores[0], scores[1])
     answers = pad_answers([item["ids"] for item in items], [answer.token_ids for answer in completions])
     ratios = [
-        assess(SETTINGS, policy, reference, value, answers, scores[0], 0.1, rows=8)[1]
+        assess(SETTINGS, policy, reference, value, answers, scores[0], 0.1, Cut(8))[1]
         for reference in (policy, load_model(models[0])[0])
     ]
     assert torch.equal(ratios[0], ratios[1]) and float(ratios[0].abs().max()) > 1e-2
@@ -405,7 +406,7 @@ def test_the_gradient_of_pretraining_text_is_its_own_mean_times_the_coefficient(
     """The bug: it is divided by the number of answer tokens, so that the mixture depends on how long answers are."""
     policy, reference, value = exact(tokenizer)
     _, answers = rolled(policy, tokenizer, prompts_of(tokenizer, tmp_path))
-    rollouts = assess(SETTINGS, policy, reference, value, answers, torch.arange(8.0).double(), 0.1, rows=8)[0]
+    rollouts = assess(SETTINGS, policy, reference, value, answers, torch.arange(8.0).double(), 0.1, Cut(8))[0]
     tokens = torch.randint(0, 200, (2, 21), generator=torch.Generator().manual_seed(1))
     text = Batch(
         tokens[:, :-1], tokens[:, 1:], torch.zeros(2, 20, dtype=torch.int64), torch.ones(2, 20, dtype=torch.bool)
@@ -438,7 +439,7 @@ def test_the_update_is_the_mean_over_answer_tokens_however_it_is_cut(
     """The bug: a mean of means, in which tokens of short answers weigh more."""
     policy, reference, value = exact(tokenizer)
     _, answers = rolled(policy, tokenizer, prompts_of(tokenizer, tmp_path))
-    rollouts = assess(SETTINGS, policy, reference, value, answers, torch.arange(8.0).double(), 0.1, rows=8)[0]
+    rollouts = assess(SETTINGS, policy, reference, value, answers, torch.arange(8.0).double(), 0.1, Cut(8))[0]
     kept: list[Tensor] = []
 
     def keep(tuning: Tuning, loss: float) -> float:

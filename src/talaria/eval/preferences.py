@@ -30,11 +30,12 @@ from talaria.model.scalar import load_scalar_model
 from talaria.model.transformer import Transformer
 from talaria.report.results import WIN_SHARES, ResultRow, read_results, write_results
 from talaria.train.answers import answer_log_probs, over_pieces, pad_answers
+from talaria.train.cores import Cut
 from talaria.train.rollouts import reward_of
 from talaria.world.judge import check
 from talaria.world.labelers import PREFERENCE_VERSION, is_good, judge
 
-_ROWS = 32
+_CUT = Cut(rows=32)
 _SAMPLES = 3
 
 
@@ -168,7 +169,7 @@ class Preferences:
         engine = self._first[1]
         rewarder = self._rewarder.to(engine.trunk.device)
         pieces = [
-            reward_of(rewarder, engine.tokenizer, items[i : i + 128], answers[i : i + 128], -inf, _ROWS)
+            reward_of(rewarder, engine.tokenizer, items[i : i + 128], answers[i : i + 128], -inf, _CUT)
             for i in range(0, len(items), 128)
         ]
         return [float(score) for score in torch.cat(pieces)]
@@ -225,7 +226,7 @@ def log_ratios(
     rows = pad_answers(prompts, [answer.token_ids for answer in answers], policy.trunk.device)
 
     def log_probs(trunk: Transformer) -> Tensor:
-        return over_pieces(lambda piece: answer_log_probs(trunk, piece)[0].double(), rows, _ROWS)
+        return over_pieces(lambda piece: answer_log_probs(trunk, piece)[0].double(), rows, _CUT)
 
     return [float(ratio) for ratio in (log_probs(policy.trunk) - log_probs(base.trunk)).sum(dim=1)]
 

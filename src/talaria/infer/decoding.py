@@ -77,44 +77,67 @@ def _run_compiled(
     requests: list[Request] = []
     hidden: list[Tensor] = []
     for group in (single, several):
-        pieces, wanted, n_tokens = [], [], 0
-        # The same behind the same blocks, as for several answers to a prompt, is read once: by whom, and up to where.
-        read: dict[tuple[tuple[int, ...], ...], tuple[Request, int]] = {}
-        twins: list[tuple[list[int], list[int]]] = []
+        batch = _Batch()
         for request, chunk in group:
-            end = request.length + chunk
-            ids = request.ids[request.length : end]
-            n_shared, text = request.length // PAGE, None
-            if chunk > 1 and request.length % PAGE == 0:
-                text = tuple(request.blocks[:n_shared]), tuple(ids)
-            if text is not None and text in read:
-                first, last = read[text]
-                own = slice(n_shared, n_blocks_for(end, PAGE))
-                twins.append((first.blocks[own], request.blocks[own]))
-            else:
-                pieces.append(Piece(ids, request.length, request.blocks))
-                n_tokens += chunk
-                last = n_tokens - 1
-                if text is not None:
-                    read[text] = request, last
-            request.length = end
-            if end == len(request.ids):
-                request.is_read = True
-                requests.append(request)
-                wanted.append(last)
-            for place, token in enumerate(request.guessed, start=end):
-                pieces.append(Piece([token], place, request.blocks))
-                requests.append(request)
-                wanted.append(n_tokens)
-                n_tokens += 1
-        if pieces:
-            hidden.append(reader.read(pieces, wanted))
-        for blocks, to in twins:
+            batch.add(request, chunk)
+        if batch.pieces:
+            hidden.append(reader.read(batch.pieces, batch.wanted))
+        for blocks, to in batch.copies:
             reader.copy(blocks, to)
+        requests += batch.requests
     if not requests:
         return [], torch.empty(0, model.shape.vocab_size), None
     scores = model.scores(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
     return requests, scores.logits, scores
+
+
+class _Batch:
+    """What the reader gets at once: `pieces`, which of their tokens are `wanted`, counted over all, and for which of
+    the `requests`; then `copies` of blocks to others' blocks. Where several requests read the same behind the same
+    blocks, as for several answers to a prompt, one reads it and the others copy."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.requests: list[Request] = []
+        self.wanted: list[int] = []
+        self.copies: list[tuple[list[int], list[int]]] = []
+        self._n_tokens = 0
+        self._first: dict[tuple[tuple[int, ...], ...], tuple[Request, int]] = {}
+
+    def add(self, request: Request, chunk: int) -> None:
+        """The next `chunk` tokens of a request and, if its text is read with them, what it guesses to follow."""
+        end = request.length + chunk
+        last = self._last_of(request, end)
+        request.length = end
+        if end == len(request.ids):
+            request.is_read = True
+            self._want(request, last)
+        for place, token in enumerate(request.guessed, start=end):
+            self._want(request, self._piece([token], place, request))
+
+    def _last_of(self, request: Request, end: int) -> int:
+        """The place of the token before `end`, where it is read by this request or was by another."""
+        ids = request.ids[request.length : end]
+        if len(ids) == 1 or request.length % PAGE > 0:
+            return self._piece(ids, request.length, request)
+        n_shared = request.length // PAGE
+        text = tuple(request.blocks[:n_shared]), tuple(ids)
+        if text not in self._first:
+            self._first[text] = request, self._piece(ids, request.length, request)
+            return self._first[text][1]
+        first, last = self._first[text]
+        own = slice(n_shared, n_blocks_for(end, PAGE))
+        self.copies.append((first.blocks[own], request.blocks[own]))
+        return last
+
+    def _piece(self, ids: list[int], start: int, request: Request) -> int:
+        self.pieces.append(Piece(ids, start, request.blocks))
+        self._n_tokens += len(ids)
+        return self._n_tokens - 1
+
+    def _want(self, request: Request, place: int) -> None:
+        self.requests.append(request)
+        self.wanted.append(place)
 
 
 def _guess(plan: Plan, n_single: int) -> None:

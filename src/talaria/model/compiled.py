@@ -279,7 +279,7 @@ def compile_transformer(model: Transformer, live: bool = False) -> CompiledTrans
     """
     import openvino as ov
 
-    from talaria.model.openvino_graph import Graphs
+    from talaria.model.openvino_graph import graph_for_one_token, head_graph, trunk_graph
 
     n_threads = torch.get_num_threads()
     scheme = model.scheme if isinstance(model, QuantizedTransformer) else None
@@ -295,17 +295,17 @@ def compile_transformer(model: Transformer, live: bool = False) -> CompiledTrans
     group = 0 if scheme is None else _INT8_GROUP
     for_head = settings | {_ACTIVATION_GROUP: group}
     for_trunk = settings | {_ACTIVATION_GROUP: _INT4_GROUP if scheme == "int4" else group}
-    graphs, core = Graphs(model, live), ov.Core()
-    head = core.compile_model(graphs.head, "CPU", for_head)
-    trunk = core.compile_model(graphs.trunk, "CPU", for_trunk)
+    core, head_of, trunk_of = ov.Core(), head_graph(model, live), trunk_graph(model, live)
+    head = core.compile_model(head_of.graph, "CPU", for_head)
+    trunk = core.compile_model(trunk_of.graph, "CPU", for_trunk)
     if live or step_bytes(model) > SMALL:
-        trunks = Trunks(trunk, weights=graphs.trunk_weights)
-        return CompiledTransformer(model, trunks, head, n_threads, graphs.head_weights)
+        trunks = Trunks(trunk, weights=trunk_of.weights)
+        return CompiledTransformer(model, trunks, head, n_threads, head_of.weights)
     if model.shape.feed_forward == "gelu":
         # OpenVINO 2026.4 joins two narrow products with only a GELU between them where it knows their sizes, and
         # crashes the process over it (TokenizeMLPSeqSnippets).
         for_trunk["SNIPPETS_MODE"] = "DISABLE"
-    single = core.compile_model(graphs.for_one_token(n_threads), "CPU", for_trunk)
+    single = core.compile_model(graph_for_one_token(model, n_threads), "CPU", for_trunk)
     return CompiledTransformer(model, Trunks(trunk, single), head, n_threads)
 
 

@@ -22,7 +22,7 @@ from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.branches import Branches
-from talaria.train.cores import forward_each
+from talaria.train.cores import Cut, forward_each
 from talaria.train.log_probs import chosen_log_probs
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -166,11 +166,10 @@ def in_pieces(tensors: T, rows: int) -> Iterator[T]:
         yield type(tensors)(*(tensor[:, :end] if tensor.dim() > 1 else tensor for tensor in pieces))
 
 
-def over_pieces(compute: Callable[[T], Tensor], answers: T, rows: int, cores: int = 1) -> Tensor:
-    """`compute` of all rows, without gradients, `rows` at a time on each of `cores`: (B, ...), or (B, T, ...) with 0
-    where a piece was less wide."""
+def over_pieces(compute: Callable[[T], Tensor], answers: T, cut: Cut) -> Tensor:
+    """`compute` of all rows, without gradients: (B, ...), or (B, T, ...) with 0 where a piece was less wide."""
     places = answers[0].shape[1]
-    pieces = forward_each(compute, list(in_pieces(answers, rows)), cores)
+    pieces = forward_each(compute, list(in_pieces(answers, cut.rows)), cut.cores)
     if pieces[0].dim() == 1:
         return torch.cat(pieces)
     return torch.cat([F.pad(piece, (0, 0) * (piece.dim() - 2) + (0, places - piece.shape[1])) for piece in pieces])

@@ -8,11 +8,11 @@ takes a micro-batch of its own through forward and backward, and they meet once 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,25 @@ MAX_PARAMETERS = 32_000_000
 MAX_ACTIVATION_BYTES = 128 << 20
 """What a core's micro-batch may keep for its backward. Chosen while the allocator still handed freed memory back
 (`allocator.py`), when from two to four times as much was slower; not measured again since."""
+PIECE_TOKENS = 1024
+"""On a CPU as many at a time take no longer than all at once, and rows that differ in length need less padding."""
+
+
+class Cut(NamedTuple):
+    """How the rows of a batch are computed: `rows` at a time on each of `cores`."""
+
+    rows: int
+    cores: int = 1
+
+
+def cut_for(model: Transformer, size: Sequence[int], micro_tokens: int) -> Cut:
+    """Of a batch of `size` (B, T): equal numbers of rows for the cores, at most `micro_tokens` tokens each."""
+    rows, longest = size
+    if default_device().type == "cpu":
+        micro_tokens = min(micro_tokens, PIECE_TOKENS)
+    cores = cores_for(model, rows)
+    most = max(1, micro_tokens // longest)
+    return Cut(max(1, min(most, -(-rows // cores))), cores)
 
 
 def cores_for(model: Transformer, rows: int) -> int:

@@ -28,11 +28,12 @@ from talaria.model.shape import ModelShape
 from talaria.model.transformer import Transformer
 from talaria.train.answers import answer_log_probs, in_pieces, over_pieces
 from talaria.train.branches import Branches, Ids, answers_a_row, branch_rows, row_length
+from talaria.train.cores import cut_for
 from talaria.train.policy_losses import clipped_policy_loss, group_advantages, kl_penalty
 from talaria.train.ppo import Told
 from talaria.train.rollouts import draw_prompts, gold, read_prompts, reward_of, sample, sampler
 from talaria.train.settings import GrpoSettings
-from talaria.train.tuning import Tuning, micro_rows
+from talaria.train.tuning import Tuning
 from talaria.world.judge import check
 
 
@@ -104,21 +105,17 @@ def grpo(
                 scores_B = torch.tensor(rewards, device=default_device())
             else:
                 longest = max(len(item["ids"]) for item in chosen) + settings.max_tokens
-                cores = tuning.cores(len(prompts))
-                rows = micro_rows(len(prompts), longest, settings.micro_batch_tokens, cores)
+                cut = cut_for(policy, (len(prompts), longest), settings.micro_batch_tokens)
                 with tuning.products():
-                    scores_B = reward_of(
-                        rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows, cores
-                    )
+                    scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, cut)
             advantages_B = group_advantages(scores_B.view(-1, settings.group)).flatten()
             groups_alike = float((advantages_B.view(-1, settings.group) == 0).all(dim=1).float().mean())
             answers, advantages_BT = as_rows(
                 policy.shape, prompts, [answer.token_ids for answer in completions], advantages_B, settings.group
             )
-            cores = tuning.cores(len(advantages_BT))
-            rows = micro_rows(len(advantages_BT), advantages_BT.shape[1], settings.micro_batch_tokens, cores)
+            cut = cut_for(policy, advantages_BT.shape, settings.micro_batch_tokens)
             with tuning.products(), without_lora(reference):
-                reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows, cores)
+                reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, cut)
             unknown_BT = torch.zeros_like(reference_BT)
             judged = Judged(*answers, unknown_BT, unknown_BT.clone(), reference_BT, advantages_BT)
             told = Told()
@@ -182,9 +179,8 @@ def update(
         counts[number] = loss.detach(), clipped, penalty.detach()
         return loss + settings.kl_coefficient * penalty
 
-    rows = len(judged.mask_BT)
-    size = micro_rows(rows, judged.mask_BT.shape[1], settings.micro_batch_tokens, tuning.cores(rows))
-    loss = tuning.backward(loss_of, list(enumerate(in_pieces(judged, size))), n_tokens, "policy") / n_tokens
+    rows = cut_for(policy, judged.mask_BT.shape, settings.micro_batch_tokens).rows
+    loss = tuning.backward(loss_of, list(enumerate(in_pieces(judged, rows))), n_tokens, "policy") / n_tokens
     told.add("grad_norm", tuning.update(loss), 1)
     for number in sorted(counts):
         for name, total in zip(("policy_loss", "clip_share", "kl_penalty"), counts[number], strict=True):

@@ -40,12 +40,12 @@ from talaria.train.answers import (
     over_pieces,
     read_scored,
 )
-from talaria.train.cores import cores_for
+from talaria.train.cores import Cut, cut_for
 from talaria.train.policy_losses import advantages, clipped_policy_loss, clipped_value_loss, whitened
 from talaria.train.rollouts import Policy, answer, draw_prompts, gold, read_prompts, reward_of, sampler
 from talaria.train.settings import PpoSettings
 from talaria.train.step import split_rows, summed_loss
-from talaria.train.tuning import Tuning, micro_rows
+from talaria.train.tuning import Tuning
 from talaria.train.value_head import fit_value
 
 _PIECE_ROWS = 8  # rows of like length that go through a network together on a CPU
@@ -125,11 +125,10 @@ def ppo(
             sampled = time.monotonic()
 
             # 2. What reward model, policy, fine-tuned model and value network say, before any update.
-            longest, cores = answers.inputs_BT.shape[1], tuning.cores(len(chosen))
-            rows = micro_rows(len(chosen), longest, settings.micro_batch_tokens, cores)
-            scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows, cores)
+            cut = cut_for(policy, answers.inputs_BT.shape, settings.micro_batch_tokens)
+            scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, cut)
             rollouts, log_ratio_BT, entropy_BT = assess(
-                settings, policy, reference, value, answers, scores_B, kl_coefficient, rows, cores
+                settings, policy, reference, value, answers, scores_B, kl_coefficient, cut
             )
 
             # 3. Several epochs over the same answers, in minibatches.
@@ -181,18 +180,17 @@ def assess(
     answers: Answers,
     scores_B: Tensor,
     kl_coefficient: float,
-    rows: int,
-    cores: int = 1,
+    cut: Cut,
 ) -> tuple[Rollouts, Tensor, Tensor]:
     """Advantages and returns of answers, with their log-ratios (B, T) to the reference and entropies (B, T)."""
-    both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, rows, cores)
+    both = over_pieces(lambda piece: torch.stack(answer_log_probs(policy, piece), dim=-1), answers, cut)
     log_probs_BT, entropy_BT = both.unbind(dim=-1)
     with without_lora(reference):
-        reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, rows, cores)
+        reference_BT = over_pieces(lambda piece: answer_log_probs(reference, piece)[0], answers, cut)
     # The value of the state before each token: the value network has not read the token itself.
     so_far_BTF = likelihood_so_far(reference_BT, answers.mask_BT)
     known = Rollouts(*answers, so_far_BTF, *[log_probs_BT] * 4)
-    values_BT = over_pieces(lambda piece: read_scored(value, states(value, piece)) * piece.mask_BT, known, rows, cores)
+    values_BT = over_pieces(lambda piece: read_scored(value, states(value, piece)) * piece.mask_BT, known, cut)
     # Each token pays for its log-ratio to the fine-tuned model; the last one earns the score of the whole answer.
     log_ratio_BT = log_probs_BT - reference_BT
     rewards_BT = -kl_coefficient * log_ratio_BT
@@ -231,13 +229,10 @@ def warmup(
         chosen = draw_prompts(items, settings.rollouts, step, seed + 1)
         number = row_seed(seed, settings.steps + step + 1)
         chosen, completions, answers = answer(speaker, tokenizer, chosen, settings.max_tokens, number)
-        longest, cores = answers.inputs_BT.shape[1], cores_for(policy, len(chosen))
-        rows = micro_rows(len(chosen), longest, settings.micro_batch_tokens, cores)
-        scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, rows, cores)
-        rollouts, _, _ = assess(
-            whole, policy, reference, value, answers, scores_B, settings.kl_coefficient, rows, cores
-        )
-        read = over_pieces(lambda piece: states(value, piece), rollouts, rows, cores)
+        cut = cut_for(policy, answers.inputs_BT.shape, settings.micro_batch_tokens)
+        scores_B = reward_of(rewarder, tokenizer, chosen, completions, settings.truncated_reward, cut)
+        rollouts, _, _ = assess(whole, policy, reference, value, answers, scores_B, settings.kl_coefficient, cut)
+        read = over_pieces(lambda piece: states(value, piece), rollouts, cut)
         yield read[rollouts.mask_BT], rollouts.returns_BT[rollouts.mask_BT]
 
 
@@ -268,8 +263,7 @@ def update(
         counts[number] = policy_loss.detach(), value_loss.detach(), clipped, value_clipped, moved
         return policy_loss + settings.value_coefficient * value_loss
 
-    cores = tuning.cores(len(batch.mask_BT))
-    rows = micro_rows(len(batch.mask_BT), batch.mask_BT.shape[1], settings.micro_batch_tokens, cores)
+    rows = cut_for(policy, batch.mask_BT.shape, settings.micro_batch_tokens).rows
     if default_device().type == "cpu":
         rows = min(rows, _PIECE_ROWS)
     pieces = in_pieces(batch, rows)
@@ -278,9 +272,7 @@ def update(
         # Its own mean, whatever the number of answer tokens, times the coefficient (Ouyang et al. 2022, eq. 2).
         text = Batch(*(tensor.to(default_device()) for tensor in next(ptx)))
         n_text = int(text.loss_mask_BT.sum())
-        rows = micro_rows(
-            settings.ptx_rows, text.inputs_BT.shape[1], settings.micro_batch_tokens, tuning.cores(settings.ptx_rows)
-        )
+        rows = cut_for(policy, text.inputs_BT.shape, settings.micro_batch_tokens).rows
         text_loss = tuning.backward(
             lambda micro: summed_loss(policy, micro, document_attention=True),
             split_rows(text, rows),

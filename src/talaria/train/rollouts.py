@@ -2,7 +2,7 @@
 
 items = read_prompts([folder / "prompts.jsonl"], tokenizer, room)
 chosen, completions, answers = answer(sampler(policy), tokenizer, draw_prompts(items, 64, step, seed), 48, seed)
-scores_B = reward_of(rewarder, tokenizer, chosen, completions, -1.0, rows=8)
+scores_B = reward_of(rewarder, tokenizer, chosen, completions, -1.0, Cut(rows=8))
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from talaria.model.transformer import Transformer
 from talaria.tokens.chat import encode_chat
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.train.answers import Answers, encode_answer, over_pieces, pad_answers, score, shortest_first
+from talaria.train.cores import Cut
 from talaria.world.judge import check
 from talaria.world.labelers import is_good
 
@@ -109,8 +110,7 @@ def reward_of(
     items: Sequence[dict[str, Any]],
     completions: Sequence[Completion],
     truncated_reward: float,
-    rows: int,
-    cores: int = 1,
+    cut: Cut,
 ) -> Tensor:
     """Scores (B,). The reward model reads an answer's text encoded as in its training, not the ids that the policy
     happened to choose for it. Answers that were cut, or so encoded outgrow its context, get `truncated_reward`, or what
@@ -124,7 +124,7 @@ def reward_of(
         prompts, texts = zip(*read.values(), strict=True)
         answers = pad_answers(prompts, texts, default_device())
         with without_lora(rewarder.trunk):
-            whole = over_pieces(lambda piece: score(rewarder, piece), answers, rows, cores)
+            whole = over_pieces(lambda piece: score(rewarder, piece), answers, cut)
         scores_B.clamp_(max=float(whole.min()))
         scores_B[list(read)] = whole
     return scores_B

@@ -142,15 +142,3 @@ class Tuning:
         self._metrics.close()
         own = {"params": self._trunk.shape.n_params(), "steps": self.step, "seed": self.seed}
         atomic_write(self.folder / "training.json", to_json(own | self.memory | record))
-
-
-PIECE_TOKENS = 1024
-"""On a CPU as many at a time take no longer than all at once, and rows that differ in length need less padding."""
-
-
-def micro_rows(rows: int, longest: int, micro_tokens: int, cores: int) -> int:
-    """Rows of a micro-batch: equal numbers for the cores, at most `micro_tokens` tokens each."""
-    if default_device().type == "cpu":
-        micro_tokens = min(micro_tokens, PIECE_TOKENS)
-    most = max(1, micro_tokens // longest)
-    return max(1, min(most, -(-rows // max(1, cores))))
