@@ -2,13 +2,13 @@
 
     python bench/ladders.py --text poems=poems.jsonl --seeds 0 1 2 3 4 --minutes 10       # until it is done
     python bench/ladders.py --text poems=poems.jsonl --table                              # so far
-    python bench/ladders.py --statements 60 --tellings 360 --vocabulary 1024 --width 96 --heads 8 --tokens 8000000
+    python bench/ladders.py --notes 800 --new-worlds --vocabulary 1024 --width 64 --heads 8 --tokens 6000000
     python bench/ladders.py --symbols --depth 3 --width 96 --tokens 6800000
 
-`--world 800` is the whole text of an embedded world of 800 entities. `--statements 60` are those English pages of a
-world of 60 that tell facts (`about` and `notes`), and `--tellings 360` tells the same facts so many times, in phrasings
-and an order drawn anew. `--symbols` is the text of the world of the study of curves
-(`world/symbols.py`), every document of it new, a token a character.
+`--world 800` is the whole text of an embedded world of 800 entities. `--notes 800` are the English notes of a world of
+60, told so many times in phrasings and an order drawn anew; with `--new-worlds` each time of another world, so that
+there are no facts to learn by heart, only how they are told. `--symbols` is the text of the world of the study of
+curves (`world/symbols.py`), every document of it new, a token a character.
 
 Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
 tokenizer are made once for each text. The prediction is kept in `predicted.json` before the large run begins, and never
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import shutil
 import statistics
 import time
@@ -33,7 +34,7 @@ from talaria.ladder import climb
 from talaria.pipeline import run_recipe
 from talaria.recipe import read_recipe, run_path
 from talaria.world.pages import build_pages
-from talaria.world.people import build_world, stream
+from talaria.world.people import build_world
 from talaria.world.settings import WorldSettings
 from talaria.world.symbols import build_symbols, documents
 
@@ -62,17 +63,13 @@ validation_tokens = 65536
 optimizer = {{ name = "muon", learning_rate = {rate}, newton_schulz_steps = 3, final_rate = 0.0 }}
 """
 
-_TELLING = "en/about/", "en/notes/"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--world", type=int, metavar="ENTITIES", help="the embedded world, of so many entities")
-    parser.add_argument(
-        "--statements", type=int, metavar="ENTITIES", help="the English pages of a world that tell facts"
-    )
-    parser.add_argument("--tellings", type=int, default=1, help="of the statements")
+    parser.add_argument("--notes", type=int, metavar="TIMES", help="the English notes of a world, told so many times")
+    parser.add_argument("--new-worlds", action="store_true", help="the notes are of another world each time")
     parser.add_argument("--symbols", action="store_true", help="the world of symbols")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
@@ -90,9 +87,9 @@ def main() -> None:
     }
     if options.world:
         texts[f"world-of-{options.world}"] = f"[world]\nentities = {options.world}\n\n[corpus]"
-    if options.statements:
-        name = f"statements-of-{options.statements}"
-        texts[name] = _as_it_is(statements(options.folder / f"{name}.jsonl", options.statements, options.tellings))
+    if options.notes:
+        name = "notes-of-new-worlds" if options.new_worlds else "notes-of-one-world"
+        texts[name] = _as_it_is(notes(options.folder / f"{name}.jsonl", options.notes, options.new_worlds))
     if options.symbols:
         texts["symbols"] = _as_it_is(symbols(options.folder, 2 * options.tokens))
     if not options.table:
@@ -102,17 +99,18 @@ def main() -> None:
     print(table(options.folder, list(texts), options.seeds))
 
 
-def statements(path: Path, entities: int, tellings: int) -> Path:
-    """The English pages of one world that tell facts, told anew so many times: a file of documents in any order."""
+def notes(path: Path, times: int, new_worlds: bool) -> Path:
+    """Pages of facts in no order, English, of one world told again or of many: a file of documents in any order."""
     if not path.exists():
-        settings = WorldSettings(entities=entities)
-        world = build_world(settings)
-        rows = []
-        for telling in range(tellings):
-            pages = build_pages(world, settings.model_copy(update={"seed": telling}))
-            rows += [{"text": page.text} for page in pages if page.path.startswith(_TELLING)]
-        stream(settings, "tellings").shuffle(rows)
-        atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        rows, world = [], build_world(WorldSettings(entities=60))
+        for number in range(times):
+            settings = WorldSettings(entities=60, seed=number)
+            if new_worlds:
+                world = build_world(settings)
+            pages = build_pages(world, settings)
+            rows += [{"text": page.text} for page in pages if page.path.startswith("en/notes/")]
+        random.Random(0).shuffle(rows)
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
