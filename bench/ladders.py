@@ -89,7 +89,8 @@ def main() -> None:
         texts[f"world-of-{options.world}"] = f"[world]\nentities = {options.world}\n\n[corpus]"
     if options.notes:
         name = "notes-of-new-worlds" if options.new_worlds else "notes-of-one-world"
-        texts[name] = _as_it_is(notes(options.folder / f"{name}.jsonl", options.notes, options.new_worlds))
+        path = options.folder / f"{name}-{options.notes}.jsonl"
+        texts[name] = _as_it_is(notes(path, options.notes, options.new_worlds))
     if options.symbols:
         texts["symbols"] = _as_it_is(symbols(options.folder, 2 * options.tokens))
     if not options.table:

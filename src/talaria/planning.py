@@ -31,6 +31,8 @@ _CONTEXTS = ((2e7, 256), (1e9, 1024), (math.inf, 2048))
 _LARGEST_PROBED = 8e6
 """Parameters; a larger model reaches the FLOP rate of this one, or more."""
 _PROBED_TOKENS = 4096
+_FEWEST_TOKENS, _MOST_TOKENS = 1e3, 1e18
+"""Of a run, and at most so many parameters: outside, a budget has a zero too many or too few."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ def make_plan(
         allocation = allocate(rule, budget)
     else:
         allocation = _within(rule, budget, seconds, speed, shape_of)
+    if not _FEWEST_TOKENS <= allocation.tokens <= _MOST_TOKENS or allocation.parameters > _MOST_TOKENS:
+        raise UsageError(
+            f"{allocation.parameters:.3g} parameters on {allocation.tokens:.3g} tokens is no run; give "
+            f"{'more' if allocation.tokens < _FEWEST_TOKENS else 'less'} compute, time or text"
+        )
     shape = shape_of(allocation)
     rate = speed(shape)
     tokens = max(1, round(allocation.tokens))

@@ -88,6 +88,19 @@ def test_each_kind_is_recognised(p: np.ndarray, kind: str) -> None:
     assert kinds.count(kind) >= 8, kinds
 
 
+@pytest.mark.parametrize(
+    "y",
+    [
+        [-0.1, -0.3, -0.5, -0.7, -0.2, -0.4, -0.6, -0.8],
+        [-0.7, -0.8, -0.9, -0.1, -0.3, -0.5, -0.6, -0.7],
+        [-0.2, -0.35, -0.5, -0.65, -0.8, -0.2, -0.18, -0.16],
+    ],
+)
+def test_a_jump_within_a_curve_that_does_not_rise_is_no_sudden_ability(y: list[float]) -> None:
+    rows = [Score(float(x), "task", "log_likelihood", value, 0.02, ITEMS) for x, value in zip(SCALES, y, strict=True)]
+    assert judge(rows)[0].kind != "sudden"
+
+
 def test_a_loss_that_falls_is_steady_and_a_lower_perplexity_is_better() -> None:
     for metric, scores in (("loss", 4 - 0.2 * np.arange(8)), ("ppl", np.exp(4 - 0.2 * np.arange(8)))):
         noise = 1 + 0.001 * np.random.default_rng(0).standard_normal(8)
@@ -259,6 +272,15 @@ def test_a_score_that_cannot_be_right_is_named(tmp_path: Path, text: str, messag
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_scores(path)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_diverged_models_score_is_named(tmp_path: Path, score: float) -> None:
+    """The bug: one such row in results.csv ended in a traceback."""
+    row = ResultRow("m3", 1000, 1, 1.0, 0, 20, "pages", "2", "chat", 0, "loss", score, None, 200)
+    write_results([row], tmp_path / "results.csv")
+    with pytest.raises(UserError, match="loss of pages by m3: its score is"):
+        read_scores(tmp_path / "results.csv")
 
 
 @pytest.mark.real_data

@@ -156,6 +156,46 @@ def test_ones_own_fit_plans(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("law", "change"),
+    [
+        ("chinchilla", {"coefficients": {"E": 1.0, "A": 400.0, "B": 400.0, "beta": 0.3}}),
+        ("chinchilla", {"theta": [1.0, 2.0]}),
+        ("chinchilla", {"theta_covariance": [[1.0]]}),
+        ("isoflop", {"coefficients": {"a": 0.5}}),
+    ],
+)
+def test_a_damaged_fit_is_named(tmp_path: Path, law: str, change: dict[str, object]) -> None:
+    told: dict[str, object] = {
+        "law": law,
+        "coefficients": {"E": 1.0, "A": 400.0, "B": 400.0, "alpha": 0.3, "beta": 0.3},
+        "theta": [6.0, 6.0, 0.0, 0.3, 0.3],
+        "theta_covariance": None,
+        "residuals": {"rms": 0.01},
+    }
+    (tmp_path / "fit.json").write_text(json.dumps(told | change))
+    with pytest.raises(UserError, match=r"fit\.json: coefficients that are none of law"):
+        read_rule(tmp_path / "fit.json")
+
+
+def test_repeated_text_is_worth_what_ones_own_runs_say(tmp_path: Path) -> None:
+    """The bug: a fit of repetition planned by the published worth of it, and Kaplan's law took repeated text for
+    new."""
+    told = {"law": "repeated", "coefficients": {"E": 1.0, "A": 400.0, "B": 400.0, "alpha": 0.3, "beta": 0.3}}
+    losses = []
+    for log_worth in (0.0, math.log(100)):
+        theta = [6.0, 6.0, 0.0, 0.3, 0.3, log_worth, 1.6]
+        more = {"theta": theta, "theta_covariance": None, "residuals": {"rms": 0.01}}
+        (tmp_path / "fit.json").write_text(json.dumps(told | more))
+        found = read_rule(tmp_path / "fit.json").loss(1e8, 1e10, unique=1e9)
+        assert found is not None
+        losses.append(found.value)
+    assert losses[0] > 1.02 * losses[1]
+    plan = allocate(KAPLAN, Budget(params=4e8, flops=1e20, tokens=1e8))
+    assert plan.loss is None and any("repeated" in note for note in plan.notes)
+    assert allocate(KAPLAN, Budget(params=4e8, flops=1e20)).loss is not None
+
+
+@pytest.mark.parametrize(
     ("law", "coefficients"),
     [
         ("chinchilla", {"E": 1.0, "A": 0.5, "B": 0.5, "alpha": -0.1, "beta": -0.1}),
@@ -226,6 +266,9 @@ def test_wrong_budgets_end_with_two(capsys: pytest.CaptureFixture[str], tmp_path
         ["--flops", "1e20", "--device", "a100", "--utilisation", "7"],
         ["--flops", "1e20", "--devices", "2"],
         ["--flops", "1e20", "--device", "a100", "--corpus", tmp_path / "none"],
+        ["--flops", "1", "--device", "a100"],
+        ["--flops", "1e60", "--device", "a100"],
+        ["--parameters", "1e9", "--served-tokens", "1e13", "--device", "a100"],
     ):
         assert talaria("plan", *wrong) == 2, wrong
         assert capsys.readouterr().err.count("\n") == 1

@@ -57,6 +57,35 @@ def test_compute_in_another_unit_is_named(tmp_path: Path) -> None:
         read_points(table(tmp_path, rows, "params,tokens,flops,loss"), ("params", "tokens", "loss"))
 
 
+@pytest.mark.parametrize(
+    ("header", "change", "message"),
+    [
+        ("flops,params,loss", (1e6, 1, 1), r"runs.csv:7: flops 1.92e\+25 is 4e\+03 times above"),
+        ("flops,loss", (1e6, 1), r"runs.csv:7: flops 1.92e\+25 is 4e\+03 times above"),
+        ("params,tokens,unique_tokens,loss", (1, 1, 1e-5, 1), r"runs.csv:7: unique_tokens is 1e-05 times tokens"),
+        ("params,tokens,unique_tokens,loss", (1, 1, 1e6, 1), r"runs.csv:7: unique_tokens is 1e\+06 times tokens"),
+        ("params,tokens,params_non_embedding,loss", (1, 1, 1e6, 1), r"runs.csv:7: params_non_embedding is 1e\+06 tim"),
+    ],
+)
+def test_one_row_in_another_unit_is_named_in_every_column(
+    tmp_path: Path, header: str, change: tuple[float, ...], message: str
+) -> None:
+    rows = []
+    for n, d, loss in GOOD:
+        known = {"params": n, "params_non_embedding": n, "tokens": d, "unique_tokens": d, "flops": 6 * n * d}
+        rows.append(tuple((known | {"loss": loss})[name] for name in header.split(",")))
+    rows[5] = tuple(cell * factor for cell, factor in zip(rows[5], change, strict=True))
+    needs = ("flops", "loss") if header == "flops,loss" else ("params", "tokens", "loss")
+    with pytest.raises(UserError, match=message):
+        read_points(table(tmp_path, rows, header), needs)
+
+
+def test_a_whole_column_in_another_unit_is_named(tmp_path: Path) -> None:
+    rows = [(n, d / 1e4, loss) for n, d, loss in GOOD]
+    with pytest.raises(UserError, match=r"tokens is 6\.\de-05 times params"):
+        read_points(table(tmp_path, rows), ("params", "tokens", "loss"))
+
+
 def test_missing_columns_are_told_and_mapped_ones_found(tmp_path: Path) -> None:
     path = table(tmp_path, GOOD, "Model Size,tokens,loss")
     with pytest.raises(UserError, match=r"runs.csv:1: no column params.*--columns"):

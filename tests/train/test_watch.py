@@ -68,7 +68,16 @@ def test_what_is_left_is_told_beside_the_plan(monkeypatch: pytest.MonkeyPatch) -
     assert row["hours_left"] == pytest.approx(98 * 15 / 3600)
     assert row["planned_hours_left"] == pytest.approx(0.5 * 0.98)
     assert row["cost_left"] == pytest.approx(3.0 * 98 * 15 / 3600)
+    assert row["planned_cost_left"] == pytest.approx(3.0 * 0.5 * 0.98)
     assert row["mfu"] == pytest.approx(1000 / 20 * 100 / 4e5)
     line = one.line(2, result)
-    for words in ("loss 2.500", "50 tok/s", "1 % MFU", "2e+05 FLOPs", "24.5 min left", "planned 29.4 min", "1.23"):
+    for words in (
+        "loss 2.500",
+        "50 tok/s",
+        "1 % MFU",
+        "2e+05 FLOPs",
+        "24.5 min left",
+        "planned 29.4 min",
+        "1.23 to pay (planned 1.47)",
+    ):
         assert words in line

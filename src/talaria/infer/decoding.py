@@ -107,7 +107,7 @@ class _Batch:
     def add(self, request: Request, chunk: int) -> None:
         """The next `chunk` tokens of a request and, if its text is read with them, what it guesses to follow."""
         end = request.length + chunk
-        last = self._last_of(request, end)
+        last = self._read(request, end)
         request.length = end
         if end == len(request.ids):
             request.is_read = True
@@ -115,8 +115,8 @@ class _Batch:
         for place, token in enumerate(request.guessed, start=end):
             self._want(request, self._piece([token], place, request))
 
-    def _last_of(self, request: Request, end: int) -> int:
-        """The place of the token before `end`, where it is read by this request or was by another."""
+    def _read(self, request: Request, end: int) -> int:
+        """Take in the request's tokens up to `end`, or what another reads of them; returns the place of the last."""
         ids = request.ids[request.length : end]
         if len(ids) == 1 or request.length % PAGE > 0:
             return self._piece(ids, request.length, request)

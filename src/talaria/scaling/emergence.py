@@ -320,6 +320,12 @@ def _of_results(path: Path, scale: str) -> list[Score]:
     for row in rows:
         task = row.task + (f" ({row.strategy}, {row.shots} shots)" if len(ways[row.task]) > 1 else "")
         task += f" [{row.params:,} params]" if several else ""
+        for name, value in (("score", row.score), ("standard error", row.stderr)):
+            if value is not None and not math.isfinite(value):
+                raise UserError(
+                    f"{path}: {row.metric} of {row.task} by {row.model}: its {name} is {value}; drop this row, or "
+                    "evaluate again"
+                )
         at = float(getattr(row, scale))
         scores.append(Score(at, task, row.metric, row.score, row.stderr, row.n))
     return scores

@@ -47,6 +47,8 @@ class Rule:
     covariance: Array | None
     noise: float
     note: str
+    repetition: tuple[float, float] = _REPETITION
+    """log R_D and log R_N, for a law of the loss with Chinchilla's terms."""
 
     @property
     def is_published(self) -> bool:
@@ -67,12 +69,14 @@ class Rule:
 
     def loss(self, params: float, tokens: float, unique: float | None = None) -> Loss | None:
         """Predicted loss with its 90 % interval; of repeated text where `unique` is below `tokens`. None without a
-        law."""
+        law, or with one that does not know what repeated text is worth."""
         if self.law is None or self.theta is None:
             return None
         law, theta, covariance = self.law, self.theta, self.covariance
-        if unique is not None and unique < tokens and (law.name == "chinchilla"):
-            law, theta = REPEATED, np.append(theta, _REPETITION)
+        if unique is not None and unique < tokens:
+            if law.name != "chinchilla":
+                return None
+            law, theta = REPEATED, np.append(theta, self.repetition)
             covariance = None if covariance is None else np.pad(covariance, (0, 2))
         one = _run(params, tokens, unique)
         value = float(np.exp(law.predict(theta[None], one)[0][0, 0]))
@@ -171,30 +175,46 @@ def read_rule(path: Path) -> Rule:
         raise UserError(
             f"{path}: not a fit ({error!r}); write it with `talaria fit POINTS.csv --output {path}`"
         ) from None
-    law = LAWS.get(name)
+    if name not in (*LAWS, "isoflop", "envelope") or name == "broken":
+        raise UserError(f"{path}: law {name} does not share compute out; fit chinchilla, kaplan, isoflop or envelope")
     if wrong := rising(found):
         raise UserError(
             f"{path}: {wrong[0]} is {found[wrong[0]]:.3g}, a loss that does not fall with scale; fit other "
             "runs, which carry a plan"
         )
-    if name in ("isoflop", "envelope"):
-        n_0, a = found["N_0"], found["a"]
-    elif name in ("chinchilla", "repeated"):
-        alpha, beta = found["alpha"], found["beta"]
-        a = beta / (alpha + beta)
-        n_0 = (alpha * found["A"] / (beta * found["B"])) ** (1 / (alpha + beta)) / 6**a
-    elif name == "kaplan":
-        ratio = found["alpha_N"] / found["alpha_D"]
-        a = 1 / (1 + ratio)
-        n_0 = (ratio * found["N_c"] ** ratio / (6 * found["D_c"])) ** a
-    else:
-        raise UserError(f"{path}: law {name} does not share compute out; fit chinchilla, kaplan, isoflop or envelope")
+    try:
+        n_0, a = _shares(name, found)
+        law, repetition = LAWS.get(name), _REPETITION
+        if law is not None:
+            assert theta is not None
+            law.coefficients(theta[None])
+            if covariance is not None and covariance.shape != (len(theta), len(theta)):
+                raise ValueError(f"theta_covariance of {covariance.shape} for {len(theta)} coefficients")
+    except (KeyError, ValueError, AssertionError, ArithmeticError, IndexError) as error:
+        raise UserError(
+            f"{path}: coefficients that are none of law {name} ({error!r}); write it with `talaria fit POINTS.csv "
+            f"--output {path}`"
+        ) from None
     if not (0 < a < 1 and n_0 > 0 and math.isfinite(n_0)):
         raise UserError(f"{path}: its exponents give no best size (parameters ~ C^{a:.3g}); its points carry no plan")
-    if name == "repeated" and theta is not None:  # a plan repeats text by the published worth of repetition
+    if name == "repeated" and theta is not None:
+        repetition = (float(theta[5]), float(theta[6]))
         law, theta = CHINCHILLA_LAW, theta[:5]
         covariance = None if covariance is None else covariance[:5, :5]
-    return Rule(name, n_0, a, law, theta, covariance, noise, f"coefficients of {path}")
+    return Rule(name, n_0, a, law, theta, covariance, noise, f"coefficients of {path}", repetition)
+
+
+def _shares(name: str, found: dict[str, float]) -> tuple[float, float]:
+    """n_0 and a of N = n_0 C^a by the coefficients of a law. KeyError where one is missing."""
+    if name in ("isoflop", "envelope"):
+        return found["N_0"], found["a"]
+    if name == "kaplan":
+        ratio = found["alpha_N"] / found["alpha_D"]
+        a = 1 / (1 + ratio)
+        return (ratio * found["N_c"] ** ratio / (6 * found["D_c"])) ** a, a
+    alpha, beta = found["alpha"], found["beta"]
+    a = beta / (alpha + beta)
+    return (alpha * found["A"] / (beta * found["B"])) ** (1 / (alpha + beta)) / 6**a, a
 
 
 def allocate(rule: Rule, budget: Budget) -> Allocation:
@@ -209,6 +229,8 @@ def allocate(rule: Rule, budget: Budget) -> Allocation:
             raise UsageError(
                 f"--{name.replace('params', 'parameters').replace('_', '-')} {value:g}: give a number above 0"
             )
+    if budget.served_tokens is not None and budget.params is not None:
+        raise UsageError("--served-tokens chooses another size, and --parameters gives it; leave one of the two out")
     notes: list[str] = []
     flops = budget.flops
     if budget.params is not None:
@@ -229,7 +251,7 @@ def allocate(rule: Rule, budget: Budget) -> Allocation:
             notes.append(
                 f"the text at hand is {rule.best(flops)[1] / budget.tokens:.1f} times too little for this compute"
             )
-    if budget.served_tokens is not None and budget.params is None:
+    if budget.served_tokens is not None:
         smaller = _served(rule, 6 * params * tokens, budget.served_tokens, budget.tokens)
         params, tokens = params * smaller, tokens / smaller
         notes.append(
@@ -241,6 +263,8 @@ def allocate(rule: Rule, budget: Budget) -> Allocation:
             f"{epochs:.0f} epochs: beyond four, repeated text is worth much less than new (Muennighoff et al. 2023)"
         )
     loss = rule.loss(params, tokens, budget.tokens)
+    if loss is None and rule.law is not None:
+        notes.append(f"{rule.name}'s law does not tell what repeated text is worth, so no loss is predicted")
     if rule.is_published and params < _SMALLEST_PUBLISHED:
         notes.append("the published law stands on models of 44M parameters and more: far below, its loss means nothing")
     return Allocation(params, tokens, 6 * params * tokens, loss, epochs, tuple(notes))
@@ -254,7 +278,7 @@ def _short_of_text(rule: Rule, flops: float, unique: float, params: float) -> fl
     sizes = np.geomspace(params / 30, max(params * 30, flops / 6 / unique), 4000)
     n = len(sizes)
     runs = Points(sizes, flops / 6 / sizes, np.full(n, flops), np.ones(n), np.arange(n), np.full(n, float(unique)))
-    losses = REPEATED.predict(np.append(rule.theta, _REPETITION)[None], runs)[0][0]
+    losses = REPEATED.predict(np.append(rule.theta, rule.repetition)[None], runs)[0][0]
     return float(sizes[int(np.argmin(losses))])
 
 
@@ -270,7 +294,7 @@ def _served(rule: Rule, flops: float, served: float, unique: float | None) -> fl
         raise UsageError(
             "--served-tokens needs a law of the loss with a floor; plan with --law chinchilla or a fit of it"
         )
-    law, theta = (rule.law, rule.theta) if unique is None else (REPEATED, np.append(rule.theta, _REPETITION))
+    law, theta = (rule.law, rule.theta) if unique is None else (REPEATED, np.append(rule.theta, rule.repetition))
     step = 1e-4 * np.array([[1, -1, 0, 0], [0, 0, 1, -1]])
 
     def root(tokens_served: float) -> float:

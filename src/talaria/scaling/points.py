@@ -42,6 +42,12 @@ _GAP = 100.0
 """A row that lies this many times away from all others of its column is looked at."""
 _WIDE_GAP = 1e4
 """From here on its loss must lie beyond that of every other row."""
+_RATIOS = (
+    ("tokens", "params", 1e-2, 1e6),
+    ("unique_tokens", "tokens", 1e-4, 1e4),
+    ("params_non_embedding", "params", 1e-6, 1.0),
+)
+"""A column, another, and the least and the most that the first can be of the second: beyond, units differ."""
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
 
 
@@ -147,9 +153,10 @@ def read_points(path: Path, needs: Sequence[str], names: Mapping[str, str] | Non
         columns["tokens"] = columns["flops"] / FLOPS_PER_PARAMETER_AND_TOKEN / columns["params"]
     if "flops" not in columns and {"params", "tokens"} <= given:
         columns["flops"] = FLOPS_PER_PARAMETER_AND_TOKEN * columns["params"] * columns["tokens"]
-    for name in ("params", "tokens"):
-        if name in columns:
+    for name in ("params", "tokens", "flops"):
+        if name in given:
             _check_lonely(path, name, lines, columns[name], columns["loss"])
+    _check_ratios(path, lines, columns)
     nothing = np.full(len(lines), np.nan)
     return Points(
         params=columns.get("params", nothing),
@@ -195,6 +202,19 @@ def _check_compute(path: Path, lines: Sequence[int], columns: Mapping[str, Array
             f"{path}:{lines[row]}: flops is {ratio[row]:.2g} times 6 x params x tokens; one of the three is in "
             "another unit"
         )
+
+
+def _check_ratios(path: Path, lines: Sequence[int], columns: Mapping[str, Array]) -> None:
+    """Columns that count the same kind of thing, in units that cannot be each other's."""
+    for name, of, least, most in _RATIOS:
+        if name not in columns or of not in columns:
+            continue
+        ratio = columns[name] / columns[of]
+        row = int(np.argmax(np.maximum(ratio / most, least / ratio)))
+        if not least <= ratio[row] <= most:
+            raise UserError(
+                f"{path}:{lines[row]}: {name} is {ratio[row]:.2g} times {of}; one of the two is in another unit"
+            )
 
 
 def _check_lonely(path: Path, name: str, lines: Sequence[int], values: Array, loss: Array) -> None:

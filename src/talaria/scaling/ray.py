@@ -43,6 +43,8 @@ _PRIOR_ROWS = 2
 _LEAST_SCATTER = 1e-4
 """Of log loss between seeds, so that runs which agree to the last digit do not count as free of noise. With ten times
 as much, ladders whose seeds agree to 0.03 % could not see that their law bends, and held the wrong ones for certain."""
+_SCATTER_THAT_TELLS = 0.003
+"""Of log loss: a setting that does not carry over moves a size by more."""
 _DRAWS = 20_000
 _FEWEST_SIZES = 4
 
@@ -201,7 +203,7 @@ def _warnings(size: Array, mean: Array, count: Array, seed_noise: float, scatter
     found = []
     if np.any(np.diff(mean) > 0):
         found.append("a larger rung has a higher loss than a smaller one: rates, batch or noise hide the law")
-    if scatter > 3 * seed_noise:
+    if scatter > max(3 * seed_noise, _SCATTER_THAT_TELLS):
         found.append(
             f"the sizes lie {100 * scatter:.1f} % off any smooth law, seeds only {100 * seed_noise:.1f} %: a setting "
             "does not carry over between them"

@@ -82,18 +82,22 @@ class Meter:
         """The last step in words."""
         words = [f"loss {result.loss:.3f}", f"{self._rate:,.0f} tok/s", f"{100 * self._mfu:.0f} % MFU"]
         words.append(f"{step * result.n_positions * self._flops_per_token:.2g} FLOPs")
-        planned = "" if self._plan.hours is None else f" (planned {_hours(self._plan.hours * self._share_left(step))})"
+        planned = "" if self._plan.hours is None else f" (planned {_hours(self._planned_left(step))})"
         words.append(f"{_hours(self._left)} left{planned}")
         if self._plan.hourly_cost is not None:
-            words.append(f"{self._left * self._plan.hourly_cost:,.2f} to pay")
+            cost = self._plan.hourly_cost
+            planned = "" if self._plan.hours is None else f" (planned {self._planned_left(step) * cost:,.2f})"
+            words.append(f"{self._left * cost:,.2f} to pay{planned}")
         return "  ".join(words)
 
     @property
     def _mfu(self) -> float:
         return self._rate * self._flops_per_token / (self._ranks * peak_flops(self._dtype))
 
-    def _share_left(self, step: int) -> float:
-        return (self._steps - step) / max(1, self._steps)
+    def _planned_left(self, step: int) -> float:
+        """Hours that the plan had left for the rest of the run; it must have some."""
+        assert self._plan.hours is not None
+        return self._plan.hours * (self._steps - step) / max(1, self._steps)
 
     def pause(self) -> None:
         """Leave the time since the last count (a validation, a save) out of the next rate."""
@@ -103,7 +107,8 @@ class Meter:
         """Values for one row of metrics.jsonl. Rates count every computed position, also those without a loss; MFU is
         the share of what all ranks reach in large products of the same dtype. `flops` are of the run up to `step`;
         hours and cost left are of its training steps, at the mean rate of this process."""
-        hours, cost = self._plan.hours, self._plan.hourly_cost
+        planned = None if self._plan.hours is None else self._planned_left(step)
+        cost = self._plan.hourly_cost
         return {
             "train_loss": result.loss,
             "grad_norm": result.grad_norm,
@@ -112,8 +117,9 @@ class Meter:
             "mfu": self._mfu,
             "flops": step * result.n_positions * self._flops_per_token,
             "hours_left": self._left,
-            "planned_hours_left": None if hours is None else hours * self._share_left(step),
+            "planned_hours_left": planned,
             "cost_left": None if cost is None else self._left * cost,
+            "planned_cost_left": None if cost is None or planned is None else planned * cost,
             "noise_scale": result.noise_scale,
             "skipped": result.skipped or None,
             "spike": result.spike or None,
