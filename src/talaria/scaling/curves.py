@@ -239,7 +239,7 @@ def _shape(
     if name == "step":
         place = fit[1]
         up = np.interp([x[place], x[place] + max(window, float(x[place + 1] - x[place]))], x, curve)
-        return "sudden" if up[1] - up[0] > _SUDDEN_SHARE * span and rise >= 0.9 * span else None
+        return "sudden" if min(float(up[1] - up[0]), rise) > _SUDDEN_SHARE * span else None
     if abs(rise) < 0.9 * span:  # not monotone
         return None
     return "steady" if rise > 0 else "inverse"
