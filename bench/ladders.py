@@ -2,7 +2,7 @@
 
     python bench/ladders.py --text poems=poems.jsonl --seeds 0 1 2 3 4 --minutes 10       # until it is done
     python bench/ladders.py --text poems=poems.jsonl --table                              # so far
-    python bench/ladders.py --notes 800 --new-worlds --vocabulary 1024 --width 64 --heads 8 --tokens 6000000
+    python bench/ladders.py --notes 800 --new-worlds --vocabulary 1024 --width 96 --heads 12 --tokens 8000000
     python bench/ladders.py --symbols --depth 3 --width 96 --tokens 6800000
 
 `--world 800` is the whole text of an embedded world of 800 entities. `--notes 800` are the English notes of a world of

@@ -186,11 +186,12 @@ def read_rule(path: Path) -> Rule:
         n_0, a = _shares(name, found)
         law, repetition = LAWS.get(name), _REPETITION
         if law is not None:
-            assert theta is not None
+            if theta is None:
+                raise ValueError("no theta")
             law.coefficients(theta[None])
             if covariance is not None and covariance.shape != (len(theta), len(theta)):
                 raise ValueError(f"theta_covariance of {covariance.shape} for {len(theta)} coefficients")
-    except (KeyError, ValueError, AssertionError, ArithmeticError, IndexError) as error:
+    except (KeyError, ValueError, ArithmeticError, IndexError) as error:
         raise UserError(
             f"{path}: coefficients that are none of law {name} ({error!r}); write it with `talaria fit POINTS.csv "
             f"--output {path}`"
