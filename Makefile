@@ -5,7 +5,7 @@ RECIPE ?= recipes/laptop.toml
 # For a CPU-only torch on a machine that would fetch the CUDA build: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup setup-serve setup-dev demo check format test test-services mutations clean
+.PHONY: setup setup-serve setup-dev demo check format test test-services test-gpu mutations clean
 
 setup: .venv/.installed
 setup-serve: .venv/.installed-serve
@@ -49,6 +49,10 @@ test: setup-dev
 # Needs Debian's chromium and PostgreSQL: apt-get install chromium postgresql
 test-services: setup-dev
 	$(BIN)/pytest -m services
+
+# Needs a GPU; the other tests hide it.
+test-gpu: setup-dev
+	$(BIN)/pytest -m gpu
 
 # Puts known bugs of alignment back, one after another in a scratch copy; a test must fail for each.
 mutations: setup-dev

@@ -1,4 +1,5 @@
-"""Shared by all tests: where public data may lie, and one thread a test process unless told otherwise."""
+"""Shared by all tests: where public data may lie, one thread a test process unless told otherwise, and no GPU but for
+`pytest -m gpu`: what the others promise, bit for bit, is of a CPU."""
 
 from __future__ import annotations
 
@@ -11,6 +12,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch loads, and for what tests start
 
 
 @pytest.fixture(scope="session")

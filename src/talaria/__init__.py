@@ -12,13 +12,17 @@ __all__ = ["load"]
 
 
 def load(
-    path: str | Path, quantize: str | None = None, device: str | None = None, compiled: bool | None = None
+    path: str | Path,
+    quantize: str | None = None,
+    device: str | None = None,
+    compiled: bool | None = None,
+    dtype: str = "float32",
 ) -> Engine:
     """Load a run, a checkpoint, a Hugging Face folder or a .gguf file as an engine that generates and scores text.
 
     `quantize`: "int8" or "int4"; `device`: "cpu", "cuda", ..., the GPU where there is one if nothing is said;
-    `compiled=False` keeps torch's trunk where a CPU would run a compiled one.
+    `compiled=False` keeps torch's trunk where a CPU would run a compiled one; `dtype="bfloat16"` halves a GPU's memory.
     """
     from talaria.infer.load import load as load_engine
 
-    return load_engine(Path(path), quantize, device=device, compiled=compiled)
+    return load_engine(Path(path), quantize, device=device, dtype=dtype, compiled=compiled)

@@ -40,6 +40,7 @@ KeyName = Annotated[str, typer.Argument(help="Whom the key is for.", metavar="NA
 DEFAULT_KEYS = Path("talaria-keys.json")
 StoreOption = Annotated[str, typer.Option(help="SQLite file, or database URL.", metavar="STORE")]
 FormOption = Annotated[str, typer.Option("--form", help="hh, oasst, dpo or jsonl (our own).")]
+Dtype = Annotated[str, typer.Option(help="On a GPU: float32, or bfloat16 for half the memory.")]
 DEFAULT_STORE = "talaria-feedback.db"
 
 
@@ -136,11 +137,12 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
     history: Annotated[bool, typer.Option(help="Keep what is typed, for the up key of the next chat.")] = True,
+    dtype: Dtype = "float32",
 ) -> None:
     """Talk to a model in the terminal; /help lists what can be typed."""
     from talaria.commands.models import chat as start_chat
 
-    start_chat(path, system, history, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    start_chat(path, system, history, dtype, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
 
 
 @app.command("import")
@@ -187,11 +189,12 @@ def bench(
     quantize: Annotated[str | None, typer.Option(help="Round the weights first: int4 or int8.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each rate is measured.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    dtype: Dtype = "float32",
 ) -> None:
     """Prefill and decode rates of a model on this machine."""
     from talaria.commands.models import bench as measure
 
-    measure(path, quantize, repeats, as_json)
+    measure(path, quantize, dtype, repeats, as_json)
 
 
 @app.command()
@@ -350,12 +353,13 @@ def serve(
         list[str] | None, typer.Option("--set", help="A limit, e.g. requests_per_minute=60.", metavar="KEY=VALUE")
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked and answered.")] = False,
+    dtype: Dtype = "float32",
 ) -> None:
     """Serve models over an OpenAI-compatible API; asks for a key, listens on localhost."""
     from talaria.commands.serving import serve as start_server
 
     given = [f"host={json.dumps(host)}", f"port={port}", f"log_prompts={json.dumps(log_prompts)}"]
-    start_server(models, None if no_keys else keys, [*given, *(limits or [])])
+    start_server(models, None if no_keys else keys, [*given, *(limits or [])], dtype)
 
 
 @app.command()
@@ -495,6 +499,14 @@ def main() -> None:
         _fail(str(error), 2)
     except UserError as error:
         _fail(str(error), 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name
+            raise
+        _fail(
+            f"the GPU's memory is full ({error}); lower micro_batch_tokens to train, or serve with --dtype bfloat16, a "
+            "quantized model or fewer rows",
+            1,
+        )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             _fail(

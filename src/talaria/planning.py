@@ -28,9 +28,9 @@ from talaria.scaling.sizes import recipe_text, shape_near, vocabulary_for
 from talaria.train.settings import PlanSettings, PretrainSettings, TrainingPlan, plan_pretraining
 
 _CONTEXTS = ((2e7, 256), (1e9, 1024), (math.inf, 2048))
-_LARGEST_PROBED = 8e6
+_LARGEST_PROBED, _LARGEST_PROBED_ON_GPU = 8e6, 3e8
 """Parameters; a larger model reaches the FLOP rate of this one, or more."""
-_PROBED_TOKENS = 4096
+_PROBED_TOKENS, _PROBED_TOKENS_ON_GPU = 4096, 32768
 _FEWEST_TOKENS, _MOST_TOKENS = 1e3, 1e18
 """Of a run, and at most so many parameters: outside, a budget has a zero too many or too few."""
 
@@ -234,9 +234,17 @@ def _within(rule: Rule, budget: Budget, seconds: float, speed: Any, shape_of: An
 
 
 def _probed(shape: ModelShape) -> ModelShape:
-    if shape.n_params() <= _LARGEST_PROBED:
+    if shape.n_params() <= (_LARGEST_PROBED_ON_GPU if _on_gpu() else _LARGEST_PROBED):
         return shape
+    if _on_gpu():
+        return shape_near(0.9 * _LARGEST_PROBED_ON_GPU, shape.vocab_size, shape.context)
     return shape_near(0.9 * _LARGEST_PROBED, min(shape.vocab_size, 4096), min(shape.context, 256))
+
+
+def _on_gpu() -> bool:
+    from talaria.model.device import default_device
+
+    return default_device().type != "cpu"
 
 
 def measured_flops(shape: ModelShape) -> float:
@@ -244,7 +252,7 @@ def measured_flops(shape: ModelShape) -> float:
     from talaria.train.sizing import probe
 
     probed = _probed(shape)
-    rows = max(1, _PROBED_TOKENS // probed.context)
+    rows = max(1, (_PROBED_TOKENS_ON_GPU if _on_gpu() else _PROBED_TOKENS) // probed.context)
     training = plan_pretraining(PretrainSettings(), probed, 20 * probed.n_params())
     n = min(training.rows, rows)
     seconds = probe(probed, n, probed.context, min(training.micro_rows, n), PretrainSettings().optimizer)

@@ -186,21 +186,3 @@ def test_four_bit_weights_of_an_earlier_version_are_refused_by_folder(saved, tmp
         with pytest.raises(UserError, match=rf"{tmp_path / 'old'}: 4-bit weights of an earlier version; quantize"):
             load(tmp_path / "old", device="cpu", compiled=compiled)
     assert load(tmp_path / "old", device="cpu", compiled=False).generate(["a"], max_tokens=2)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
-def test_a_gpu_gives_the_log_probabilities_of_the_cpu(saved, tmp_path, scheme):
-    pairs = [("a b", " c a b"), ("c", " b b b a")]
-    expected = load(saved, scheme, device="cpu", compiled=False).loglikelihood(pairs)
-    engines = [load(saved, scheme)]
-    if scheme is not None:
-        quantized = tmp_path / "quantized"
-        save_quantized(load(saved, scheme).trunk, engines[0].tokenizer, quantized)
-        engines.append(load(quantized))
-    for engine in engines:
-        assert next(engine.trunk.parameters()).device.type == "cuda"
-        for one, other in zip(engine.loglikelihood(pairs), expected, strict=True):
-            assert one.log_prob == pytest.approx(other.log_prob, abs=0.05 if scheme else 1e-3)
-        assert engine.generate(["a b"] * 3, max_tokens=8, temperature=0)[0].token_ids

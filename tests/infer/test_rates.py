@@ -37,7 +37,7 @@ def test_rates_are_those_of_a_known_engine(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(rates, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     model = tiny_model(LLAMA, context=256)
     step_bytes = weight_bytes(model) - weight_bytes(model.embed)  # not tied: a step reads one row of this table
-    monkeypatch.setattr(rates, "memory_read_rate", lambda: 1000.0 * step_bytes)
+    monkeypatch.setattr(rates, "memory_read_rate", lambda device: 1000.0 * step_bytes)
     tokenizer = ByteTokenizer()
     found = rates.measure_rates(Engine(model, tokenizer), repeats=3)
     assert [(row.work, row.batch, row.tokens) for row in found.rows] == [

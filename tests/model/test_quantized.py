@@ -17,6 +17,7 @@ from random_weights import random_model
 from talaria.errors import UsageError, UserError
 from talaria.infer.engine import Engine
 from talaria.infer.load import load
+from talaria.model import quantized_linear
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.linear import Linear
 from talaria.model.quantized import int8_instead, quantize, to_int4, weight_bytes
@@ -83,6 +84,29 @@ def test_an_unknown_order_of_packed_bytes_still_multiplies_and_unpacks():
     linear.block_half = None
     assert torch.equal(linear.quantised(), q_NK)
     check_product(linear, torch.randn(2, 5, 64), weight_rounding=0.0)
+
+
+def test_the_order_of_a_gpus_tiles_is_found_out(monkeypatch):
+    """torch does not document it: any order of the 256 places of a tile must be undone."""
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+
+    def pack(q_NK):
+        N, K = q_NK.shape
+        lying = q_NK.view(N // 8, 8, K // 32, 32).transpose(1, 2).flatten(2)[..., order]
+        packed = lying[..., ::2] | lying[..., 1::2] << 4
+        return packed.contiguous().view(torch.int32).view(N // 8, K // 32, 32, 1)
+
+    monkeypatch.setattr(quantized_linear, "_pack_for_gpu", pack)
+    q_NK = torch.randint(0, 16, (64, 96), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    assert not torch.equal(pack(q_NK).view(torch.uint8).flatten(), q_NK.flatten()[: 64 * 48])
+    assert torch.equal(quantized_linear._unpack_for_gpu(pack(q_NK)), q_NK)
+    linear = Int4Linear(q_NK, torch.randn(3, 64, 2).bfloat16())
+    expected = linear.dequantised()
+    linear.on_cpu, linear.on_gpu, linear.packed = False, True, pack(q_NK)
+    assert torch.equal(linear.dequantised(), expected)
+    monkeypatch.setattr(quantized_linear, "EXPAND_AT_ONCE", 1)  # in two pieces
+    linear.n_rows = 60
+    check_product(linear, torch.randn(2, 7, 96), weight_rounding=U)
 
 
 @pytest.mark.parametrize("columns", [24, 33, 40, 100])

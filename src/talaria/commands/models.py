@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -92,26 +93,22 @@ def quantize_model(path: Path, to: str, text: Path | None, n_tokens: int, output
         console.print(f"{output}: talk to it: talaria chat {output}")
 
 
-def bench(path: Path | None, quantize: str | None, repeats: int, as_json: bool) -> None:
+def bench(path: Path | None, quantize: str | None, dtype: str, repeats: int, as_json: bool) -> None:
     """Print how fast a model reads and writes on this machine; without a path, an untrained one of depth 8."""
-    from talaria.infer.engine import Engine
     from talaria.infer.load import load
     from talaria.infer.rates import measure_rates, rates_table
-    from talaria.model.compiled import can_compile, compile_transformer
-    from talaria.model.quantized import check_scheme
-    from talaria.model.quantized import quantize as quantize_weights
+    from talaria.model.checkpoint import save_model
     from talaria.model.shape import shape_from_depth
     from talaria.model.transformer import Transformer
     from talaria.tokens.settings import TokenizerSettings
     from talaria.tokens.tokenizer import Tokenizer
 
-    if path is not None:
-        engine = load(path, quantize)
-    else:
-        tokenizer = Tokenizer.train(["none"], TokenizerSettings(vocab_size=512))
-        model = Transformer(shape_from_depth(8, 8192, context=1024)).eval()
-        model = model if quantize is None else quantize_weights(model, check_scheme(quantize))
-        engine = Engine(compile_transformer(model) if can_compile(model.shape) else model, tokenizer)
+    with TemporaryDirectory() as scratch:
+        if path is None:
+            path = Path(scratch)
+            model = Transformer(shape_from_depth(8, 8192, context=1024))
+            save_model(model, Tokenizer.train(["none"], TokenizerSettings(vocab_size=512)), path)
+        engine = load(path, quantize, dtype=dtype)
     rates = measure_rates(engine, repeats)
     if as_json:
         print(json.dumps(asdict(rates), indent=1))
@@ -119,13 +116,13 @@ def bench(path: Path | None, quantize: str | None, repeats: int, as_json: bool) 
         Console().print(rates_table(rates))
 
 
-def chat(path: Path, system: str | None, history: bool, **sampling: Any) -> None:
+def chat(path: Path, system: str | None, history: bool, dtype: str, **sampling: Any) -> None:
     """Talk to a model in the terminal."""
     from talaria.infer.line_editing import history_file
     from talaria.infer.load import load
     from talaria.infer.terminal import Continuation, run_terminal_chat
 
-    engine = load(path)
+    engine = load(path, dtype=dtype)
     chats = engine.tokenizer.chat_template is not None
     if not chats:
         console.print("this model has no chat template: it goes on from what you type")

@@ -8,12 +8,12 @@ from talaria.commands.console import console
 from talaria.config import apply_overrides, resolve
 
 
-def serve(models: list[str], keys: Path | None, overrides: list[str]) -> None:
+def serve(models: list[str], keys: Path | None, overrides: list[str], dtype: str) -> None:
     """Serve models, each a path or NAME=PATH, until SIGTERM or Ctrl-C. `keys` None asks nobody for a key."""
     from talaria.serve.server import serve_models
     from talaria.serve.settings import ServeSettings
 
-    serve_models(models, keys, resolve(ServeSettings, apply_overrides({}, overrides), "--set"))
+    serve_models(models, keys, resolve(ServeSettings, apply_overrides({}, overrides), "--set"), dtype)
 
 
 def change_keys(path: Path, add: str | None = None, revoke: str | None = None) -> None:

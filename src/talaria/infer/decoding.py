@@ -19,6 +19,12 @@ from talaria.model.compiled import PAGE, CompiledTransformer, PagedReader, Piece
 from talaria.model.transformer import Transformer
 
 
+def default_cache_bytes(device: torch.device) -> int:
+    """Memory of keys and values where nobody says how much."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return max(1 << 30, free // 4)
+
+
 def memory_for(
     model: Transformer | CompiledTransformer, cache_bytes: int, max_batch_size: int, prefix_cache: bool
 ) -> Memory:

@@ -32,7 +32,7 @@ from talaria.infer.contract import (
     as_stops,
     row_seed,
 )
-from talaria.infer.decoding import memory_for, run
+from talaria.infer.decoding import default_cache_bytes, memory_for, run
 from talaria.infer.drafts import Drafts
 from talaria.infer.grammar import Grammars
 from talaria.infer.likelihood import score_pairs
@@ -51,10 +51,11 @@ from talaria.tokens.tokenizer import Tokenizer
 class Engine:
     """Runs one model, of torch or compiled. Not for two threads at once; a server steps it from a single one.
 
-    max_batch_size bounds the rows that run together, cache_bytes the memory of keys and values, prefill_chunk the
-    tokens of a step while somebody waits for a next token. With prefix_cache the keys and values of earlier requests
-    serve later ones that begin alike, as long as the weights stay as they are. With drafts a compiled model that
-    answers few reads several tokens a step where a text repeats itself (`drafts.Drafts`); answers are the same.
+    max_batch_size bounds the rows that run together, cache_bytes the memory of keys and values (1 GiB; on a GPU a
+    quarter of what is free, if that is more), prefill_chunk the tokens of a step while somebody waits for a next token.
+    With prefix_cache the keys and values of earlier requests serve later ones that begin alike, as long as the weights
+    stay as they are. With drafts a compiled model that answers few reads several tokens a step where a text repeats
+    itself (`drafts.Drafts`); answers are the same.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         max_batch_size: int = 64,
-        cache_bytes: int = 1 << 30,
+        cache_bytes: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         prefix_cache: bool = True,
         drafts: bool = True,
@@ -72,7 +73,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self._device = model.device
-        memory = memory_for(model, cache_bytes, max_batch_size, prefix_cache)
+        memory = memory_for(model, cache_bytes or default_cache_bytes(model.device), max_batch_size, prefix_cache)
         self._scheduler = Scheduler(memory, max_batch_size, prefill_chunk)
         self._drafts = drafts and isinstance(model, CompiledTransformer)
         self._requests: dict[int, Request] = {}

@@ -14,7 +14,7 @@ from talaria.infer.engine import Engine
 from talaria.model.checkpoint import load_model
 from talaria.model.compiled import can_compile, compile_transformer
 from talaria.model.device import check_device
-from talaria.model.quantized import check_scheme
+from talaria.model.quantized import check_scheme, to_bfloat16
 from talaria.model.quantized import quantize as quantize_model
 from talaria.model.quantized_folder import is_quantized, load_quantized
 from talaria.model.transformer import Transformer
@@ -31,6 +31,7 @@ def load(
     quantize: str | None = None,
     *,
     device: str | None = None,
+    dtype: str = "float32",
     compiled: bool | None = None,
     max_batch_size: int = 64,
     prefix_cache: bool = True,
@@ -42,13 +43,18 @@ def load(
 
     `quantize` is "int8" or "int4": the weights are rounded as they are read (`talaria.model.quantized`). A folder that
     `talaria quantize` wrote is quantized already. Raises UsageError for any other name. `device` is the GPU where there
-    is one, if nothing else is said; one that is not there is a UsageError too. On a CPU the model is compiled
+    is one, if nothing else is said; one that is not there is a UsageError too. `dtype` "bfloat16" halves there what is
+    not rounded: weights, activations, keys and values. On a CPU the model is compiled
     (`talaria.model.compiled`) where openvino is installed and it has at most `COMPILED_PARAMS` parameters: several
     times faster, its weights fixed. `compiled=False` keeps the trunk of torch, True insists. `max_batch_size` and
     `prefix_cache` are the engine's.
     """
     scheme = None if quantize is None else check_scheme(quantize)
     where = check_device(device)
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"dtype={dtype!r} is unknown; choose float32 or bfloat16")
+    if dtype == "bfloat16" and where.type == "cpu":
+        raise UsageError("dtype='bfloat16' is for a GPU; on a CPU leave it out, and quantize to 'int8' for less memory")
     found = find_model(Path(path))
     if is_quantized(found):
         if scheme is not None:
@@ -59,6 +65,8 @@ def load(
         model, tokenizer = load_model(found)
         model = model.to(where).eval()
         model = model if scheme is None else quantize_model(model, scheme)
+    if dtype == "bfloat16":
+        to_bfloat16(model)
     if compiled is None:
         compiled = where.type == "cpu" and can_compile(model.shape) and model.shape.n_params() <= COMPILED_PARAMS
     elif compiled and where.type != "cpu":

@@ -9,11 +9,12 @@ Python, torch and the tokenizer come on top, and so does the fp32 model while `q
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from talaria.infer.prefix_store import BLOCK, n_blocks_for
 from talaria.model.quantized import n_int8_blocks
 from talaria.model.quantized_linear import BLOCK as INT4_ROWS
-from talaria.model.quantized_linear import EXPAND_AT_ONCE, GROUP
+from talaria.model.quantized_linear import EXPAND_AT_ONCE, EXPAND_AT_ONCE_ON_GPU, GROUP
 from talaria.model.shape import ModelShape
 
 PREFILL_CHUNK = 512
@@ -34,16 +35,20 @@ class ServingMemory:
     workspace: int
 
 
-def serving_memory(shape: ModelShape, scheme: str | None, rows: int = 1) -> ServingMemory:
-    """Bytes on a CPU for `rows` sequences of the whole context; `scheme` "int8", "int4", or None for fp32."""
-    cache = shape.kv_cache_bytes(CACHE_SHARE * rows, n_blocks_for(shape.context) * BLOCK)
-    return ServingMemory(_weight_bytes(shape, scheme), cache, _workspace_bytes(shape, scheme, rows))
+def serving_memory(
+    shape: ModelShape, scheme: str | None, rows: int = 1, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> ServingMemory:
+    """Bytes for `rows` sequences of the whole context, on a CPU, or with `dtype` "bfloat16", which is for GPUs, on one;
+    `scheme` "int8" or "int4", or None where nothing is rounded."""
+    cache = shape.kv_cache_bytes(CACHE_SHARE * rows, n_blocks_for(shape.context) * BLOCK, dtype)
+    size = _BF16 if dtype == "bfloat16" else _FP32
+    return ServingMemory(_weight_bytes(shape, scheme, size), cache, _workspace_bytes(shape, scheme, rows, size))
 
 
-def _weight_bytes(shape: ModelShape, scheme: str | None) -> int:
-    """What `model.quantized.weight_bytes` counts once the weights are there."""
+def _weight_bytes(shape: ModelShape, scheme: str | None, size: int) -> int:
+    """What `model.quantized.weight_bytes` counts once the weights are there; `size` of one that is not rounded."""
     if scheme is None:
-        return _FP32 * shape.n_params()
+        return size * shape.n_params()
     matrices = _matrices(shape)
     n_tables = 1 + shape.ngram_embeddings + (0 if shape.tie_embeddings else 1)
     in_matrices = shape.n_layers * sum(n * k for n, k in matrices)
@@ -56,7 +61,7 @@ def _weight_bytes(shape: ModelShape, scheme: str | None) -> int:
         _int4_bytes(n, k) if i >= 2 and k % GROUP == 0 else _int8_bytes(n, k) for i, (n, k) in enumerate(matrices)
     )
     layers = n_int8 * int8_layer + (shape.n_layers - n_int8) * int4_layer
-    return _FP32 * rest + n_tables * table + shape.vocab_size * _BF16 + layers
+    return size * rest + n_tables * table + shape.vocab_size * _BF16 + layers
 
 
 def _matrices(shape: ModelShape) -> tuple[tuple[int, int], ...]:
@@ -80,15 +85,18 @@ def _int4_bytes(n: int, k: int) -> int:
     return n_padded * (k // 2 + k // GROUP * 2 * _BF16)
 
 
-def _workspace_bytes(shape: ModelShape, scheme: str | None, rows: int) -> int:
+def _workspace_bytes(shape: ModelShape, scheme: str | None, rows: int, size: int) -> int:
     """The larger of the prompts in the feed-forward and of a step's logits; both are gone when the step ends."""
     n = min(POSITIONS_AT_ONCE, rows * shape.context)
     # Residual and normed input; gate and up; the gate's SiLU and the product.
-    chunk = n * (2 * shape.d_model + sum(shape.up_rows) + 2 * shape.d_ff) * _FP32
-    if scheme is None:
-        chunk += _FP32 * max(n * k for n, k in _matrices(shape))  # oneDNN's own copy of the weight, in its order
-    else:
+    chunk = n * (2 * shape.d_model + sum(shape.up_rows) + 2 * shape.d_ff) * size
+    largest = max(n * k for n, k in _matrices(shape))
+    on_cpu = size == _FP32
+    if scheme is not None:
         # Input and product in bfloat16; the weight expanded piece by piece, on its way from q to bfloat16.
-        chunk += n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * EXPAND_AT_ONCE * _BF16
+        at_once = EXPAND_AT_ONCE if on_cpu else min(EXPAND_AT_ONCE_ON_GPU, largest)
+        chunk += n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * at_once * _BF16
+    elif on_cpu:
+        chunk += _FP32 * largest  # oneDNN's own copy of the weight, in its order
     logits = 3 * rows * shape.vocab_size * _FP32
     return max(chunk, logits)

@@ -77,8 +77,8 @@ def measure_rates(engine: Engine, repeats: int = 5) -> Rates:
         return time.perf_counter() - start
 
     seconds(1, _PROMPT_TOKENS, n_answer)  # libraries prepare themselves on their first call
-    read_rate = memory_read_rate()
     model = engine.model
+    read_rate = memory_read_rate(model.device)
     if isinstance(model, CompiledTransformer):
         all_bytes, read_bytes = model.weight_bytes, model.step_bytes
     else:
@@ -97,15 +97,17 @@ def measure_rates(engine: Engine, repeats: int = 5) -> Rates:
     return Rates(model.shape.n_params(), all_bytes, read_rate, torch.get_num_threads(), repeats, rows)
 
 
-def memory_read_rate() -> float:
-    """Bytes a second that all threads read together: the best of seven sums over 256 MiB."""
-    data = torch.ones(_READ_BYTES // 4)
+def memory_read_rate(device: torch.device = torch.device("cpu")) -> float:  # noqa: B008 - never changed
+    """Bytes a second that a device's memory gives, a CPU's to all threads together: the best of seven sums over
+    256 MiB, 4 GiB on a GPU."""
+    size = _READ_BYTES if device.type == "cpu" else 16 * _READ_BYTES
+    data = torch.ones(size // 4, device=device)
     times = []
     for _ in range(7):
         start = time.perf_counter()
-        data.sum()
+        float(data.sum())
         times.append(time.perf_counter() - start)
-    return _READ_BYTES / min(times)
+    return size / min(times)
 
 
 def rates_table(rates: Rates) -> Table:

@@ -102,6 +102,15 @@ def int8_instead(model: QuantizedTransformer) -> list[str]:
     ]
 
 
+def to_bfloat16(model: Transformer) -> None:
+    """Make what is not rounded bfloat16, and so activations, keys and values: a quantized model's scales stay."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))
+        if isinstance(module, Int8Embedding):
+            module.dtype = torch.bfloat16
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, scales and zeros included; what is shared counts once."""
     tensors = [*model.parameters(), *model.buffers()]

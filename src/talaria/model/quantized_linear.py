@@ -1,15 +1,16 @@
 """Linear layers and tables whose weights are 8 or 4 bits wide: (..., K) in, (..., N) out, computed by torch's kernels.
 
 Activations go through the products as bfloat16, because torch's kernels are fast with nothing else; inputs and outputs
-keep the model's dtype, and so do norms, residual stream and attention. A module stays on the device it was made on; on
-any but a CPU the weights are expanded to bfloat16 for each product, which saves memory but no time.
+keep the model's dtype, and so do norms, residual stream and attention. A module stays on the device it was made on. On
+a GPU INT4 has a kernel of its own for single tokens; all else is expanded to bfloat16 for each product, which saves
+memory but no time.
 
 Legend: M rows of activations, K columns, N rows of a weight, G groups of columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -37,6 +38,10 @@ rounded to bfloat16. The rule above keeps a sequence's answer from depending on 
 """
 EXPAND_AT_ONCE = 1 << 21
 """Weights expanded to bfloat16 at a time, 4 MiB: the workspace of a product, whatever the size of the matrix."""
+EXPAND_AT_ONCE_ON_GPU = 1 << 25
+"""64 MiB there, where a piece costs launches, however small it is."""
+_TILE = 8, 32
+"""Rows and columns of a weight that torch's INT4 kernel for GPUs keeps together."""
 
 
 class Int8Linear(nn.Module):
@@ -68,7 +73,7 @@ class Int8Linear(nn.Module):
         if self._kernel_fits and len(x_MK) <= INT8_KERNEL_ROWS:
             sums_MN = torch.ops.aten._weight_int8pack_mm(x_MK, self.weight, self.ones)
         else:
-            rows = max(1, EXPAND_AT_ONCE // x_MK.shape[1])
+            rows = max(1, _expand_at_once(self.weight) // x_MK.shape[1])
             pieces = [F.linear(x_MK, piece.to(torch.bfloat16)) for piece in torch.split(self.weight, rows)]
             sums_MN = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
         y_MN = torch.mul(sums_MN, self.scales)
@@ -114,8 +119,11 @@ class Int4Linear(nn.Module):
         padding = -self.n_rows % BLOCK
         q_NK = F.pad(q_NK, (0, 0, 0, padding))
         self.on_cpu = q_NK.device.type == "cpu"
+        self.on_gpu = q_NK.device.type == "cuda" and _has_gpu_kernel(q_NK.device)
         if self.on_cpu:
             self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_NK.int(), 2))
+        elif self.on_gpu:
+            self.register_buffer("packed", _pack_for_gpu(q_NK))
         else:
             self.register_buffer("packed", _pack(q_NK, BLOCK // 2))
         self.register_buffer("grid", F.pad(grid_GN2.to(torch.bfloat16), (0, 0, 0, padding)))
@@ -126,8 +134,11 @@ class Int4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_MK = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
         several_positions = x.dim() > 2 and x.shape[-2] > 1
-        if self.block_half is None or (self.on_cpu and not several_positions and len(x_MK) <= INT4_KERNEL_ROWS):
+        single = not several_positions and len(x_MK) <= INT4_KERNEL_ROWS
+        if self.block_half is None or (self.on_cpu and single):
             y_MN = torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK, self.packed, GROUP, self.grid)
+        elif self.on_gpu and single:
+            y_MN = torch.ops.aten._weight_int4pack_mm(x_MK, self.packed, GROUP, self.grid)
         else:
             pieces = [x_MK @ weight_KN for weight_KN in self._expanded()]
             y_MN = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
@@ -136,6 +147,8 @@ class Int4Linear(nn.Module):
     def quantised(self) -> Tensor:
         """q as uint8 (N, K)."""
         K, N = self.n_columns, self.n_rows
+        if self.on_gpu:
+            return _unpack_for_gpu(self.packed)[:N].contiguous()
         if self.block_half is not None:
             return _unpack(self.packed, K, self.block_half).T[:N].contiguous()
         # An order unknown to us, but not to the kernel: multiplied by the identity at scale 1, the weight comes out.
@@ -167,24 +180,31 @@ class Int4Linear(nn.Module):
         """The weight's transpose rounded to bfloat16, (K, n) for a stretch of rows at a time."""
         assert self.block_half is not None
         K = self.n_columns
-        n_at_once = max(1, EXPAND_AT_ONCE // (K * BLOCK)) * BLOCK
+        n_at_once = max(1, _expand_at_once(self.packed) // (K * BLOCK)) * BLOCK
+        of_a_piece = n_at_once // _TILE[0] if self.on_gpu else n_at_once
         for packed, grid_GnP in zip(
-            torch.split(self.packed, n_at_once), torch.split(self.grid, n_at_once, dim=1), strict=True
+            torch.split(self.packed, of_a_piece), torch.split(self.grid, n_at_once, dim=1), strict=True
         ):
-            scales_G1n, zeros_G1n = grid_GnP.unsqueeze(1).unbind(-1)
-            q_Ggn = (
-                (_unpack(packed, K, self.block_half).view(torch.int8) - 8)
-                .to(torch.bfloat16)
-                .view(-1, GROUP, len(packed))
-            )
             # Computed in fp32 and rounded once.
-            yield torch.addcmul(zeros_G1n, q_Ggn, scales_G1n).view(K, -1)
+            if self.on_gpu:
+                q_nGg = (_unpack_for_gpu(packed).view(torch.int8) - 8).to(torch.bfloat16).view(-1, K // GROUP, GROUP)
+                scales_nG1, zeros_nG1 = grid_GnP.transpose(0, 1).unsqueeze(2).unbind(-1)
+                yield torch.addcmul(zeros_nG1, q_nGg, scales_nG1).reshape(-1, K).T
+            else:
+                q_Kn = _unpack(packed, K, self.block_half)
+                q_Ggn = (q_Kn.view(torch.int8) - 8).to(torch.bfloat16).view(-1, GROUP, len(packed))
+                scales_G1n, zeros_G1n = grid_GnP.unsqueeze(1).unbind(-1)
+                yield torch.addcmul(zeros_G1n, q_Ggn, scales_G1n).view(K, -1)
 
 
 def _finish(y_MN: Tensor, bias_N: Tensor | None, x: Tensor) -> Tensor:
     """Rows of sums in `x`'s dtype and leading dimensions, the bias added."""
     y = y_MN.to(x.dtype).view(*x.shape[:-1], y_MN.shape[1])
-    return y if bias_N is None else y + bias_N
+    return y if bias_N is None else (y + bias_N).to(x.dtype)
+
+
+def _expand_at_once(weight: Tensor) -> int:
+    return EXPAND_AT_ONCE if weight.device.type == "cpu" else EXPAND_AT_ONCE_ON_GPU
 
 
 def _pack(q_NK: Tensor, half: int) -> Tensor:
@@ -208,3 +228,36 @@ def kernel_half_block() -> int | None:
     q_NK = torch.arange(2 * BLOCK * GROUP).remainder(13).to(torch.uint8).view(2 * BLOCK, GROUP)
     theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_NK.int(), 2)
     return next((half for half in (32, 16) if torch.equal(theirs, _pack(q_NK, half))), None)
+
+
+def _has_gpu_kernel(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _pack_for_gpu(q_NK: Tensor) -> Tensor:
+    """uint8 (N, K) of 0..15 to what torch's kernel for GPUs reads: int32 (N/8, K/32, 32, 1), a tile's q in a row."""
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack(q_NK[:, ::2] << 4 | q_NK[:, 1::2], 2)
+    return packed
+
+
+def _unpack_for_gpu(packed: Tensor) -> Tensor:
+    """The inverse of `_pack_for_gpu`: uint8 (N, K)."""
+    rows, columns = _TILE
+    tiles_n, tiles_k = packed.shape[:2]
+    q_RCrc = _nibbles(packed)[..., gpu_order(_pack_for_gpu, packed.device)].view(tiles_n, tiles_k, rows, columns)
+    return q_RCrc.transpose(1, 2).reshape(tiles_n * rows, tiles_k * columns)
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """uint8 (N/8, K/32, 256): a tile's q, as they lie."""
+    bytes_RCb = packed.view(torch.uint8).flatten(2)
+    return torch.stack([bytes_RCb & 15, bytes_RCb >> 4], dim=-1).flatten(2)
+
+
+@cache
+def gpu_order(pack: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """Where in a tile as it lies is the q of row r and column c, int64 (256,) by 32 r + c: torch does not document it,
+    so two tiles are packed that hold each place's number, its low and its high half."""
+    place = torch.arange(_TILE[0] * _TILE[1], dtype=torch.uint8, device=device).view(_TILE)
+    low, high = (_nibbles(pack(half)).flatten().long() for half in (place & 15, place >> 4))
+    return (low + 16 * high).argsort()

@@ -47,7 +47,7 @@ KNOWN: tuple[Kind, ...] = ("qualification", "hidden")
 logger = logging.getLogger("talaria.serve")
 
 
-def serve_models(models: Sequence[str], keys: Path | None, settings: ServeSettings) -> None:
+def serve_models(models: Sequence[str], keys: Path | None, settings: ServeSettings, dtype: str = "float32") -> None:
     """Check names, address and keys, read the models, then serve until SIGTERM or Ctrl-C.
 
     `models` are paths or NAME=PATH; `keys` None asks nobody for a key. Raises UserError before anything listens.
@@ -61,7 +61,7 @@ def serve_models(models: Sequence[str], keys: Path | None, settings: ServeSettin
     keyring = None if keys is None else Keyring(keys)
     listener = bind(settings)  # before the models are read, which takes a while
     store = None if settings.feedback is None else FeedbackStore(settings.feedback)
-    app = create_app({name: load(path) for name, path in paths.items()}, keyring, settings, store)
+    app = create_app({name: load(path, dtype=dtype) for name, path in paths.items()}, keyring, settings, store)
     log_to_stderr()
     run_server(app, listener)
 

@@ -24,6 +24,7 @@ from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import INDEX, Shards
 from talaria.train.cores import rows_at_once
+from talaria.train.losses import chunk_logits
 from talaria.train.meter import peak_flops
 from talaria.train.precision import dtype_name, training_dtype
 from talaria.train.settings import PretrainSettings, SftSettings, TrainingPlan, plan_pretraining
@@ -40,7 +41,7 @@ leave (110 MB; none where they were made before)."""
 _TOKENS_PER_ENTITY = 2400
 """What the world writes about one of its people, at the demo's vocabulary of 2,048."""
 _BYTES_PER_TOKEN = 3.5
-_SIX_BILLION = ModelShape(
+SIX_BILLION = ModelShape(
     vocab_size=130_528,
     n_layers=28,
     d_model=4096,
@@ -123,22 +124,24 @@ def examine(
             "unknown" if row.tokens is None else _duration(row.tokens / rate),
         )
     note = Text("tokens/s: measured now with the real step; ~ scaled from the row above.\n")
-    served = {row.name: row.shape for row in rows} | ({"6B": _SIX_BILLION} if model is None else {})
+    served = {row.name: row.shape for row in rows} | ({"6B": SIX_BILLION} if model is None else {})
     return Group(_machine(), table, note, _serving(served))
 
 
 def _serving(shapes: dict[str, ModelShape]) -> Group:
     """Weights in each of their forms, and what one conversation of the whole context takes beside them."""
-    table = Table(title="Serving", title_justify="left", box=SIMPLE)
-    for column in ("model", "fp32", "int8", "int4", "context", "cache", "workspace"):
+    table = Table(title="Serving", title_justify="left", box=SIMPLE, collapse_padding=True, pad_edge=False)
+    for column in ("model", "fp32", "bf16", "int8", "int4", "context", "cache", "workspace"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, shape in shapes.items():
         forms = [serving_memory(shape, scheme) for scheme in (None, "int8", "int4")]
-        weights = (_gigabytes(form.weights) for form in forms)
+        halved = serving_memory(shape, None, dtype="bfloat16")
+        weights = (_gigabytes(form.weights) for form in (forms[0], halved, *forms[1:]))
         largest = max(form.workspace for form in forms)
         table.add_row(name, *weights, f"{shape.context:,}", _gigabytes(forms[0].cache), _gigabytes(largest))
     note = (
-        "fp32, int8, int4: bytes of the weights. Cache: of one conversation that fills the context. The program itself"
+        "fp32, bf16 (on a GPU, cache and workspace halved too), int8, int4: bytes of the weights. Cache: of one "
+        "conversation that fills the context. The program itself"
     )
     return Group(table, Text(f"{note} takes {_gigabytes(PROGRAM_BYTES)} more."))
 
@@ -170,7 +173,9 @@ def training_bytes(shape: ModelShape, rows: int, context: int, pretrain: Pretrai
     rows = rows_at_once(shape, rows, context)
     dtype = dtype_name(training_dtype(settings.dtype, default_device()))
     whole = shape.training_memory_bytes(rows, context, optimizer=settings.optimizer.name, dtype=dtype)
-    return whole - 3 * 4 * rows * context * shape.vocab_size + 3 * 4 * (1 << 22)
+    # A chunk of logits, their exponentials and their gradient; on a CPU for each core, or a little more at once.
+    held = 1 << 22 if default_device().type == "cpu" else chunk_logits("cuda")
+    return whole - 3 * 4 * rows * context * shape.vocab_size + 3 * 4 * held
 
 
 def disk_bytes(shape: ModelShape, tokens: int) -> int:
@@ -185,12 +190,19 @@ def _machine() -> Text:
     lines = [
         f"processor  {platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch uses "
         f"{torch.get_num_threads()} threads, {peak_flops(dtype) / 1e9:,.0f} GFLOP/s in {dtype_name(dtype)}",
-        f"GPU        {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
+        f"GPU        {_gpu()}",
         f"memory     {_gigabytes(memory)}",
         f"disk       {_gigabytes(disk.free)} free at {Path.cwd()}",
         f"python     {platform.python_version()}, torch {torch.__version__}",
     ]
     return Text("\n".join(lines) + "\n")
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    each = torch.cuda.get_device_properties(0)
+    return f"{torch.cuda.device_count()} x {each.name}, {_gigabytes(each.total_memory)} each"
 
 
 def _short(n: int) -> str:

@@ -15,11 +15,19 @@ from talaria.model.linear import product
 
 _CHUNK_LOGITS = 1 << 20
 """Logits held at a time: 4 MiB in fp32, which a CPU core's share of the cache holds between one pass and the next."""
+_CHUNK_LOGITS_ON_GPU = 1 << 26
+"""256 MiB there: a step of 135M parameters and 32 x 1,024 tokens took an H200 0.196 s with 1 << 20, 0.173 with this,
+and 0.169 with 1 << 28, for 3 GiB more."""
 _ROWS_OF_A_PRODUCT = 64
 """oneDNN keeps code and memory for every shape it has multiplied, megabytes each: conversations, whose batches rarely
 count as many tokens twice, are filled up with rows of zeros to a multiple of this."""
 _MIN_CHUNK = 256
 """But at least so many tokens: every chunk reads the whole output table and adds to all of its gradient."""
+
+
+def chunk_logits(device: str) -> int:
+    """Logits held at a time on a device of that type, unless one token has more."""
+    return _CHUNK_LOGITS if device == "cpu" else _CHUNK_LOGITS_ON_GPU
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -47,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight_VD = torch.zeros_like(weight_VD) if with_grad else None
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden_ND.device)
-        chunk = max(_MIN_CHUNK, _CHUNK_LOGITS // vocab_size)
+        chunk = max(_MIN_CHUNK, chunk_logits(device) // vocab_size)
         for start in range(0, n + fill, chunk):
             hidden_CD, targets_C = hidden_cast_ND[start : start + chunk], targets_filled_N[start : start + chunk]
             logits_CV = product(hidden_CD, weight_cast_VD).to(exact)

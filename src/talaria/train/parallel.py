@@ -16,16 +16,25 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from talaria.errors import UserError
+
 N = TypeVar("N", int, float)
 
 
 def start() -> None:
     """Join the process group that torchrun describes in the environment, if there is one."""
-    if "RANK" in os.environ and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # The others wait for rank 0 through stages that one process runs, such as a corpus, however long they take.
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7))
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    # The others wait for rank 0 through stages that one process runs, such as a corpus, however long they take.
+    patience = timedelta(days=7)
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo", timeout=patience)
+        return
+    local, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= n_gpus:
+        raise UserError(f"rank {local} of this machine has no GPU of its own: it has {n_gpus}; start as many ranks")
+    torch.cuda.set_device(local)
+    dist.init_process_group("nccl", timeout=patience, device_id=torch.device("cuda", local))
 
 
 def rank() -> int:
