@@ -208,7 +208,9 @@ def fit(
     without: Annotated[str | None, typer.Option(help="Lines to leave out, e.g. 2,3,4.", metavar="LINES")] = None,
     draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="A folder for pictures.", metavar="FOLDER")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A folder for pictures and a page of them.", metavar="FOLDER")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file for talaria plan --fit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -276,7 +278,9 @@ def emergence(
         typer.Option(help="A metric that moves with every small change of the model.", metavar="METRIC"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated curves.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="A folder for pictures.", metavar="FOLDER")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A folder for pictures and a page of them.", metavar="FOLDER")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Which tasks grow steadily, suddenly, fall or turn with scale, and whether a jump is more than its metric."""

@@ -255,6 +255,8 @@ def test_results_of_several_sizes_give_verdicts_and_pictures(
     assert sum(told["tasks"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     assert told["tasks"][0]["next_scale"] == pytest.approx(2 * SCALES[-1])
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "pictures" / "curves.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 and "sums" in page and "steady" in page
     assert talaria("emergence", tmp_path / "results.csv", "--scale", "age") == 2
 
 

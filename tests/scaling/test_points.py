@@ -128,8 +128,12 @@ def test_the_command_prints_what_was_promised_and_draws(tmp_path: Path, capsys: 
     assert told["coefficients"]["alpha"] == pytest.approx(0.34, abs=0.01)
     assert told["exponents"]["parameters"] + told["exponents"]["tokens"] == pytest.approx(1)
     assert any("too few points" in warning for warning in told["warnings"])
-    assert {file.name for file in pictures.iterdir()} == {"chinchilla_fit.png", "chinchilla_residuals.png"}
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in pictures.iterdir())
+    drawn = {"chinchilla_fit.png", "chinchilla_residuals.png"}
+    assert {file.name for file in pictures.iterdir()} == drawn | {"chinchilla.html"}
+    assert all((pictures / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+    page = (pictures / "chinchilla.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "too few points" in page and "<script" not in page
+    assert f"{told['coefficients']['alpha']:.5g}" in page
     assert json.loads(written.read_text()) == told
 
 

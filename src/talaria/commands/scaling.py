@@ -26,6 +26,7 @@ def fit_points(
     as_json: bool,
 ) -> None:
     """Fit a scaling law to a table of runs and print it."""
+    from talaria.report.picture_page import write_picture_page
     from talaria.scaling.fit import write_fit
     from talaria.scaling.fit_report import fit_summary, fit_table
 
@@ -34,6 +35,9 @@ def fit_points(
     except ValueError:
         raise UsageError(f"--without {without}: give line numbers, e.g. --without 2,3,4") from None
     fit = fit_table(path, law, _column_names(columns), lines, draws, seed, pictures)
+    if pictures is not None:
+        drawn = sorted(pictures.glob(f"{law}_*.png"))
+        write_picture_page(f"{law}: {path.name}", fit_summary(fit), drawn, pictures / f"{law}.html")
     if output is not None:
         write_fit(fit, output)
     if as_json:
@@ -83,6 +87,7 @@ def print_emergence(
     path: Path, scale: str, columns: list[str], smooth: list[str], seed: int, folder: Path | None, as_json: bool
 ) -> None:
     """Print the kind of each task's curve over scale."""
+    from talaria.report.picture_page import write_picture_page
     from talaria.scaling.emergence import judge, read_scores
     from talaria.scaling.emergence_report import pictures, verdict_table
 
@@ -91,6 +96,8 @@ def print_emergence(
     shown = scale if not names else names.get("scale", "scale")
     if folder is not None:
         pictures(verdicts, shown, folder / "curves.png")
+        told = verdict_table(verdicts, shown)
+        write_picture_page(f"curves: {path.name}", told, [folder / "curves.png"], folder / "curves.html")
     if as_json:
         print(json.dumps({"scale": shown, "tasks": [verdict.to_json() for verdict in verdicts]}, indent=1))
     else:

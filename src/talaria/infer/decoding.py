@@ -5,6 +5,8 @@ Legend: B rows, T prompt positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -88,8 +90,8 @@ def _run_compiled(
             batch.add(request, chunk)
         if batch.pieces:
             hidden.append(reader.read(batch.pieces, batch.wanted))
-        for blocks, to in batch.copies:
-            reader.copy(blocks, to)
+        if batch.copies:
+            reader.copy(*(list(chain.from_iterable(lists)) for lists in zip(*batch.copies, strict=True)))
         requests += batch.requests
     if not requests:
         return [], torch.empty(0, model.shape.vocab_size), None

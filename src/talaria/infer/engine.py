@@ -296,6 +296,8 @@ class Engine:
     def _postprocess(self, request: Request, token: int) -> bool:
         """Hand out what the new token made certain; returns whether the answer has ended."""
         is_stop = token in self.tokenizer.stop_ids
+        if request.is_silent and not is_stop and request.n_generated < request.max_tokens:
+            return False
         piece = ""
         if not request.whole or request.sampling.stop:
             piece = request.text.push(b"" if is_stop else self.tokenizer.token_bytes(token))

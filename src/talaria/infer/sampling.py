@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talaria.errors import UsageError, UserError
@@ -19,6 +20,7 @@ from talaria.infer.contract import Sampling, TopLogProbs
 from talaria.model.compiled import Scores
 
 _NUCLEUS_CANDIDATES = 256
+_STRETCH = 64
 
 
 def draw_uniforms(seed: int | None, n_tokens: int) -> Tensor:
@@ -144,6 +146,8 @@ def _choose(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor | None) ->
 def _sample(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor) -> Tensor:
     vocab_size = logits_BV.shape[-1]
     top_k = min(sampling.top_k or vocab_size, vocab_size)
+    if sampling.temperature == top_k / vocab_size == sampling.top_p == 1.0 and sampling.min_p == 0:
+        return _invert_cdf(logits_BV.softmax(dim=-1), uniforms_B)
     # The best logit is moved to 0 first, so that a tiny temperature overflows nowhere.
     scaled_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-10)
     if sampling.min_p > 0:
@@ -176,10 +180,24 @@ def _pick_nucleus(probs_BN: Tensor, ids_BN: Tensor, top_p: float, uniforms_B: Te
 
 
 def _invert_cdf(weights_BN: Tensor, uniforms_B: Tensor) -> Tensor:
-    """Index of the first candidate whose cumulative weight exceeds uniform * total (inverse transform sampling)."""
-    cumulative_BN = weights_BN.cumsum(dim=-1)
-    targets_B1 = uniforms_B[:, None].to(cumulative_BN) * cumulative_BN[:, -1:]
-    index_B = torch.searchsorted(cumulative_BN, targets_B1, right=True)[:, 0]
-    # The product may round up to the total itself: then the last candidate of non-zero weight is meant.
-    last_B = torch.searchsorted(cumulative_BN, cumulative_BN[:, -1:].contiguous())[:, 0]
-    return torch.minimum(index_B, last_B)
+    """Index of the first candidate whose cumulative weight exceeds uniform * total (inverse transform sampling): first
+    among stretches of `_STRETCH` candidates, then within one, for a running sum of all takes as long as their
+    exponentials."""
+    n_missing = -weights_BN.shape[1] % _STRETCH
+    if n_missing:
+        weights_BN = F.pad(weights_BN, (0, n_missing))
+    weights_BSn = weights_BN.reshape(len(weights_BN), -1, _STRETCH)
+    ends_BS = weights_BSn.sum(dim=-1).cumsum(dim=-1)
+    targets_B1 = uniforms_B[:, None].to(ends_BS) * ends_BS[:, -1:]
+    stretch_B1 = _first_beyond(ends_BS, targets_B1)
+    before_B1 = F.pad(ends_BS, (1, 0)).gather(1, stretch_B1)
+    own_Bn = weights_BSn.gather(1, stretch_B1[..., None].expand(-1, 1, _STRETCH)).squeeze(1)
+    index_B1 = _first_beyond(before_B1 + own_Bn.cumsum(dim=-1), targets_B1)
+    return (stretch_B1 * _STRETCH + index_B1).squeeze(1)
+
+
+def _first_beyond(cumulative_BN: Tensor, targets_B1: Tensor) -> Tensor:
+    """Place (B, 1) of the first sum above the target; where rounding left none, of the last that still adds."""
+    place_B1 = torch.searchsorted(cumulative_BN, targets_B1, right=True)
+    last_B1 = torch.searchsorted(cumulative_BN, cumulative_BN[:, -1:].contiguous())
+    return torch.minimum(place_B1, last_B1)

@@ -59,6 +59,11 @@ class Request:
         return len(self.ids) - self.n_prompt
 
     @property
+    def is_silent(self) -> bool:
+        """Whether nobody wants to know of a token before the answer has ended."""
+        return self.whole and self.grammar is None and not self.sampling.stop
+
+    @property
     def n_positions(self) -> int:
         """Positions that it takes at its longest; the last token of an answer is never read."""
         return self.n_prompt + self.max_tokens - 1

@@ -8,12 +8,12 @@ size, through which N = N_0 C^a and D = D_0 C^b go.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from talaria.errors import UserError
-from talaria.scaling.fit import Fit
+from talaria.scaling.fit import Fit, HeldOut
 from talaria.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN, Array, Index, Points
 
 _SAME_SIZE = 0.01
@@ -23,6 +23,8 @@ _SAME_BUDGET = 0.05
 _FEWEST_SIZES = 5
 """Of a budget, below which its parabola leaves one residual or none to tell its own error by."""
 _GRID = 400
+_HELD_OUT_FROM = 0.75
+"""The share of the envelope's budgets that predicts the best sizes of the others, the largest."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,13 @@ def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, 
     # The residuals' own spread is known from `spare` of them alone, so each draw has one of its own (Student's t).
     spread = np.sqrt(spare / generator.chisquare(spare, draws))
     bottoms = np.stack([_drawn_bottoms(points, valley, residuals, spread, generator) for valley in inside], axis=1)
-    log_c = np.log([valley.flops for valley in inside])
-    fit = _power_laws("isoflop", log_c, np.log([valley.best for valley in inside]), bottoms, len(points), seed)
+    log_c, log_n = np.log([valley.flops for valley in inside]), np.log([valley.best for valley in inside])
+    fit = _power_laws("isoflop", log_c, log_n, bottoms, len(points), seed)
+    if len(inside) > 3:
+        lines = np.polyfit(log_c[:-1], bottoms[:, :-1].T, 1).T
+        off = bottoms[:, -1] - np.polyval(lines.T, log_c[-1])
+        error = log_n[-1] - np.polyval(np.polyfit(log_c[:-1], log_n[:-1], 1), log_c[-1])
+        fit = replace(fit, held_out=_held_out(np.array([error]), (off - off.mean())[:, None]))
     for valley in valleys:
         if not valley.is_inside:
             fit.warnings.append(
@@ -107,16 +114,27 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
             "same budgets"
         )
     generator = np.random.default_rng(seed)
-    drawn = []
+    border = np.quantile(found[:, 0], _HELD_OUT_FROM)
+    beyond = found[found[:, 0] > border]
+    drawn, drawn_below = [], []
     for _ in range(draws):
         chosen = np.unique(generator.integers(0, len(curves), len(curves)))
         if (one := _envelope(losses[chosen], size[chosen], grid)) is not None:
             drawn.append(np.polyfit(one[:, 0], one[:, 1], 1))
+            below = one[one[:, 0] <= border]
+            if len(np.unique(below[:, 1])) > 1:
+                drawn_below.append(np.polyfit(below[:, 0], below[:, 1], 1))
     if len(drawn) < draws / 2:
         raise UserError("too few sizes overlap for an interval; train more sizes over the same budgets")
     slope, offset = np.polyfit(found[:, 0], found[:, 1], 1)
     residuals = found[:, 1] - (offset + slope * found[:, 0])
     fit = _told("envelope", slope, offset, np.array(drawn), residuals, len(points), seed)
+    below = found[found[:, 0] <= border]
+    if len(np.unique(below[:, 1])) > 2 and len(beyond) > 0 and len(drawn_below) >= draws / 2:
+        line = np.polyfit(below[:, 0], below[:, 1], 1)
+        predicted = np.polyval(line, beyond[:, 0])
+        off_DB = np.outer(np.array(drawn_below)[:, 0], beyond[:, 0]) + np.array(drawn_below)[:, 1:] - predicted
+        fit = replace(fit, held_out=_held_out(beyond[:, 1] - predicted, off_DB))
     if len(np.unique(found[:, 1])) < 4:
         fit.warnings.append(f"only {len(np.unique(found[:, 1]))} sizes are ever the best; add sizes between them")
     return fit, found
@@ -211,6 +229,14 @@ def _told(law: str, slope: float, offset: float, lines: Array, residuals: Array,
         n_points=n_points,
         seed=seed,
     )
+
+
+def _held_out(errors_B: Array, off_DB: Array) -> HeldOut:
+    """From errors of log size at the held-out budgets, and draws of what chance alone would make of them."""
+    low_B, high_B = np.quantile(off_DB, [0.05, 0.95], axis=0)
+    relative_B = np.abs(np.expm1(errors_B))
+    inside = int(np.sum((low_B <= errors_B) & (errors_B <= high_B)))
+    return HeldOut(len(errors_B), float(relative_B.mean()), float(relative_B.max()), inside)
 
 
 def _both(lines: Array) -> dict[str, Array]:

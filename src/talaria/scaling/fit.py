@@ -25,8 +25,8 @@ HELD_OUT_SHARE = 0.1
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The largest runs, predicted from the others: relative errors of the loss, and how many fell inside the
-    interval."""
+    """The runs of most compute, predicted from the others: relative errors of the loss, and how many fell inside the
+    interval. Of isoflop and envelope, which have no law of the loss: the largest budgets' best sizes."""
 
     n: int
     mean_relative_error: float

@@ -90,9 +90,12 @@ def fit_summary(fit: Fit) -> Group:
         )
     if fit.held_out is not None:
         out = fit.held_out
+        what = f"the {out.n} runs of most compute"
+        if fit.law in ALLOCATION_NEEDS:
+            what = "the best size at the largest budget" + ("" if out.n == 1 else f"s ({out.n} places)")
         parts.append(
             Text(
-                f"the {out.n} runs of most compute, predicted from the rest: {100 * out.mean_relative_error:.2f} % "
+                f"{what}, predicted from the rest: {100 * out.mean_relative_error:.2f} % "
                 "off in the "
                 f"mean, {100 * out.largest_relative_error:.2f} % at most; {out.inside_interval90} of {out.n} inside "
                 "their 90 % interval"

@@ -84,8 +84,8 @@ def draw_ray(
 
 
 def draw_isoflop(fit: Fit, points: Points, valleys: Sequence[Valley], folder: Path) -> list[Path]:
-    """`isoflop_fit.png`: the parabolas, and the line through their bottoms."""
-    figure, (left, right) = _figure(1, 2)
+    """`isoflop_fit.png`: the parabolas, the line through their bottoms, and the bottoms about it."""
+    figure, (left, right, off) = _figure(1, 3)
     for valley in valleys:
         x = np.log(points.params[valley.rows])
         line = np.linspace(x.min(), x.max(), 50)
@@ -94,23 +94,27 @@ def draw_isoflop(fit: Fit, points: Points, valleys: Sequence[Valley], folder: Pa
     left.set(xscale="log", xlabel=_LABELS["params"], ylabel=_LOSS, title="one colour a budget")
     inside = [valley for valley in valleys if valley.is_inside]
     budgets = np.array([valley.flops for valley in inside])
-    _draw_allocation(right, fit, budgets, np.array([valley.best for valley in inside]))
+    _draw_allocation(right, off, fit, budgets, np.array([valley.best for valley in inside]))
     return [_save(figure, folder / "isoflop_fit.png")]
 
 
 def draw_envelope(fit: Fit, points: Points, envelope: Array, folder: Path) -> list[Path]:
-    """`envelope_fit.png`: the runs, and the best size at each budget."""
-    figure, (left, right) = _figure(1, 2)
+    """`envelope_fit.png`: the runs, the best size at each budget, and these about their line."""
+    figure, (left, right, off) = _figure(1, 3)
     drawn = left.scatter(points.flops, points.loss, c=np.log10(points.params), s=12)
     figure.colorbar(drawn, ax=left, label="log10 of the parameters")
     scale = _loss_scale(points.loss)
     left.set(xscale="log", yscale=scale, xlabel=_LABELS["flops"], ylabel=_LOSS, title=f"{len(points)} rows")
-    _draw_allocation(right, fit, np.exp(envelope[:, 0]), np.exp(envelope[:, 1]))
+    _draw_allocation(right, off, fit, np.exp(envelope[:, 0]), np.exp(envelope[:, 1]))
     return [_save(figure, folder / "envelope_fit.png")]
 
 
-def _draw_allocation(axis: Any, fit: Fit, budgets: Array, best: Array) -> None:
+def _draw_allocation(axis: Any, off: Any, fit: Fit, budgets: Array, best: Array) -> None:
+    """The best sizes with the law, and beside it their residuals."""
     a, n_0 = fit.coefficients["a"], fit.coefficients["N_0"]
+    off.axhline(0, color="black", linewidth=1)
+    off.scatter(budgets, 100 * np.expm1(fit.residuals), s=12)
+    off.set(xscale="log", xlabel=_LABELS["flops"], ylabel="best size over the law's, %")
     axis.scatter(budgets, best, s=12)
     axis.plot(budgets, n_0 * budgets**a, color="black", linewidth=1, label=f"N ~ C^{a:.3f}")
     axis.set(xscale="log", yscale="log", xlabel=_LABELS["flops"], ylabel="best parameters")
