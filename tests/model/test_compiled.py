@@ -295,6 +295,17 @@ def test_padding_of_many_tokens_lies_in_its_own_block(n_prompts):
         assert torch.equal(together[i], alone)
 
 
+def test_what_a_caller_handed_over_stays_as_it_was():
+    """The bug: an input kept without a copy and written over by the next call of the same size."""
+    model = compile_transformer(model_of(LLAMA))
+    given, more = torch.randn(3, model.shape.d_model), torch.randn(3, model.shape.d_model)
+    before = given.clone()
+    first = model.head(given)
+    second = model.head(more)
+    assert torch.equal(given, before)
+    assert torch.equal(model.head(given), first) and not torch.equal(first, second)
+
+
 def test_many_rows_go_through_the_head_in_few_sizes():
     _, compiled = pair("llama")
     rows = compiled.hidden(torch.tensor([ids_of(150)]))[0]

@@ -260,8 +260,8 @@ def _put(request: Any, given: dict[str, Any], name: str, values: Any) -> None:
     if kept is not None and kept.shape == values.shape:
         np.copyto(kept, values)
     else:
-        given[name] = values
-        _give(request, name, values)
+        given[name] = np.array(values)  # a copy: the caller's own must not be written over
+        _give(request, name, given[name])
 
 
 def _results(request: Any) -> list[Tensor]:
