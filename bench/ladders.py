@@ -4,6 +4,7 @@
     python bench/ladders.py --text poems=poems.jsonl --table                              # so far
     python bench/ladders.py --notes 800 --new-worlds --vocabulary 1024 --width 96 --heads 12 --tokens 8000000
     python bench/ladders.py --symbols --depth 3 --width 96 --tokens 6800000
+    python bench/ladders.py --planted 60       # no training: how often the interval holds planted laws
 
 `--world 800` is the whole text of an embedded world of 800 entities. `--notes 800` are the English notes of a world of
 60, told so many times in phrasings and an order drawn anew; with `--new-worlds` each time of another world, so that
@@ -29,10 +30,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from talaria.files import atomic_write, read_json
 from talaria.ladder import climb
 from talaria.pipeline import run_recipe
 from talaria.recipe import read_recipe, run_path
+from talaria.scaling.ray import predict_along
 from talaria.world.pages import build_pages
 from talaria.world.people import build_world
 from talaria.world.settings import WorldSettings
@@ -81,7 +85,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-2, help="of the large run, for matrices and tables")
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--planted", type=int, metavar="TIMES", help="simulate so many ladders a law, train nothing")
     options = parser.parse_args()
+    if options.planted:
+        print(planted(options.planted))
+        return
     texts = {
         name: f"[corpus]\npaths = [{json.dumps(str(Path(file).resolve()))}]" for name, file in _pairs(options.text)
     }
@@ -186,6 +194,40 @@ def table(folder: Path, texts: list[str], seeds: list[int]) -> str:
                 f"| {text} | all | | {100 * half:.1f} % (median) | | | | {inside} of {len(rows)} inside; a ladder "
                 f"takes {cost:.2f} of its run's processor time |"
             )
+    return "\n".join(lines)
+
+
+POEMS, NOTES = (18_900, 16_900, 12_600, 10_800, 9_200, 55_584), (62_692, 55_568, 41_906, 36_094, 30_164, 221_696)
+"""Sizes of the rungs, two seeds each, and of the run of the ladders above."""
+LAWS = [  # floor, what a power law adds at the smallest rung, exponent, noise of log loss between seeds, sizes
+    (0.0, 3.60, 0.056, 0.002, POEMS),
+    (2.0, 1.50, 0.13, 0.0025, POEMS),
+    (1.4, 0.60, 0.5, 0.001, POEMS),
+    (0.7, 0.30, 0.4, 0.003, NOTES),
+    (1.45, 0.20, 0.6, 0.0005, NOTES),
+    (1.4965, 0.043, 1.2, 0.001, NOTES),
+]
+
+
+def planted(times: int) -> str:
+    """Markdown: a row a law."""
+    lines = ["| floor | rest | exponent | noise | the run's loss | inside its 80 % | half-width | error, median |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for floor, rest, gamma, noise, (*rungs, target) in LAWS:
+        generator, inside, halves, errors = np.random.default_rng(1), 0, [], []
+        sizes = np.repeat(rungs, 2)
+        for seed in range(times):
+            losses = (floor + rest * (sizes / min(rungs)) ** -gamma) * np.exp(noise * generator.standard_normal(10))
+            exact = floor + rest * (target / min(rungs)) ** -gamma
+            reached = exact * np.exp(noise * generator.standard_normal())
+            found = predict_along(list(sizes), list(losses), target, seed=seed)
+            inside += found.low <= reached <= found.high
+            halves.append((found.high - found.low) / 2 / found.value)
+            errors.append(found.value / reached - 1)
+        lines.append(
+            f"| {floor} | {rest} | {gamma} | {noise} | {exact:.3f} | {100 * inside / times:.0f} % | "
+            f"{100 * statistics.median(halves):.1f} % | {100 * statistics.median(errors):+.1f} % |"
+        )
     return "\n".join(lines)
 
 

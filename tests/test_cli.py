@@ -339,6 +339,21 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(
     assert talaria("verify", recipe.parent / "runs" / "tiny") == 0
 
 
+def test_a_full_gpu_is_one_line(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """torch's, by its name."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr("talaria.pipeline.run_recipe", full)
+    assert talaria("corpus", recipe) == 1
+    error = capsys.readouterr().err
+    assert_one_line(error.splitlines(keepends=True)[-1], "the GPU's memory is full", "2 GiB", "micro_batch_tokens")
+
+
 def test_a_disk_that_fills_up_while_weights_are_saved_is_one_line(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

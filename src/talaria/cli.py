@@ -507,8 +507,8 @@ def main() -> None:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name
             raise
         _fail(
-            f"the GPU's memory is full ({error}); lower micro_batch_tokens to train, or serve with --dtype bfloat16, a "
-            "quantized model or fewer rows",
+            f"the GPU's memory is full ({error}); to train, lower micro_batch_tokens; to serve, take --dtype bfloat16 "
+            "or what `talaria quantize` writes",
             1,
         )
     except OSError as error:

@@ -241,6 +241,13 @@ def _probed(shape: ModelShape) -> ModelShape:
     return shape_near(0.9 * _LARGEST_PROBED, min(shape.vocab_size, 4096), min(shape.context, 256))
 
 
+def _free_bytes() -> int:
+    import torch
+
+    free: int = torch.cuda.mem_get_info()[0]
+    return free
+
+
 def _on_gpu() -> bool:
     from talaria.model.device import default_device
 
@@ -255,11 +262,20 @@ def measured_flops(shape: ModelShape) -> float:
     rows = max(1, (_PROBED_TOKENS_ON_GPU if _on_gpu() else _PROBED_TOKENS) // probed.context)
     training = plan_pretraining(PretrainSettings(), probed, 20 * probed.n_params())
     n = min(training.rows, rows)
-    seconds = probe(probed, n, probed.context, min(training.micro_rows, n), PretrainSettings().optimizer)
+    micro_rows = min(training.micro_rows, n)
+    while micro_rows > 1 and _on_gpu() and _bytes(probed, micro_rows, probed.context) > _free_bytes() / 2:
+        micro_rows = (micro_rows + 1) // 2
+    seconds = probe(probed, n, probed.context, micro_rows, PretrainSettings().optimizer)
     return n * probed.context * probed.flops_per_token() / seconds
 
 
 def _memory(shape: ModelShape, training: TrainingPlan) -> int:
-    from talaria.train.doctor import TRAINING_PROGRAM_BYTES, training_bytes
+    from talaria.train.doctor import TRAINING_PROGRAM_BYTES
 
-    return TRAINING_PROGRAM_BYTES + training_bytes(shape, training.micro_rows, training.context, PretrainSettings())
+    return TRAINING_PROGRAM_BYTES + _bytes(shape, training.micro_rows, training.context)
+
+
+def _bytes(shape: ModelShape, rows: int, context: int) -> int:
+    from talaria.train.doctor import training_bytes
+
+    return training_bytes(shape, rows, context, PretrainSettings())

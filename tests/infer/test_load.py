@@ -186,3 +186,10 @@ def test_four_bit_weights_of_an_earlier_version_are_refused_by_folder(saved, tmp
         with pytest.raises(UserError, match=rf"{tmp_path / 'old'}: 4-bit weights of an earlier version; quantize"):
             load(tmp_path / "old", device="cpu", compiled=compiled)
     assert load(tmp_path / "old", device="cpu", compiled=False).generate(["a"], max_tokens=2)
+
+
+def test_bfloat16_is_refused_on_a_cpu_and_other_dtypes_everywhere(saved):
+    with pytest.raises(UsageError, match="dtype='bfloat16' is for a GPU; on a CPU leave it out"):
+        load(saved, device="cpu", dtype="bfloat16")
+    with pytest.raises(UsageError, match="dtype='float16' is unknown; choose float32 or bfloat16"):
+        load(saved, device="cpu", dtype="float16")

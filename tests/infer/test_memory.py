@@ -8,7 +8,7 @@ from random_weights import random_model
 from talaria.infer.engine import Engine
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.memory import serving_memory
-from talaria.model.quantized import quantize, weight_bytes
+from talaria.model.quantized import quantize, to_bfloat16, weight_bytes
 from talaria.model.shape import ModelShape
 
 from .conftest import ByteTokenizer
@@ -38,6 +38,8 @@ def test_weights_take_the_bytes_predicted(name: str, scheme: str | None) -> None
     model = random_model(shape)
     made = model if scheme is None else quantize(model, scheme)  # type: ignore[arg-type]
     assert serving_memory(shape, scheme).weights == weight_bytes(made)
+    to_bfloat16(made)
+    assert serving_memory(shape, scheme, dtype="bfloat16").weights == weight_bytes(made)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

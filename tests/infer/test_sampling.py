@@ -60,6 +60,18 @@ def test_a_token_of_probability_zero_is_never_drawn():
         assert log_probs_B.tolist() == pytest.approx([-0.6931] * 3, abs=1e-3)
 
 
+def test_rounding_draws_no_masked_token_of_a_large_vocabulary():
+    """The bug: a stretch of tokens whose weights vanish beside the sum before them gave its first, masked or not."""
+    logits_BV = torch.zeros(400, 49_152) - 11.0
+    logits_BV[:, 5] = 10.8
+    logits_BV[:, ::64] = -torch.inf
+    uniforms_B = 1 - torch.arange(1, 401) * 2.0**-24
+    for sampling in (Sampling(), Sampling(temperature=0.9), Sampling(min_p=1e-12)):
+        tokens_B, _ = choose_tokens(logits_BV, sampling, uniforms_B)
+        assert bool((tokens_B % 64 != 0).all())
+        assert len(set(tokens_B.tolist())) > 10
+
+
 @pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 10}])
 def test_very_low_temperature_is_greedy_not_nan(temperature, filters):

@@ -20,7 +20,7 @@ from talaria.infer.load import load
 from talaria.model import quantized_linear
 from talaria.model.checkpoint import load_model, save_model
 from talaria.model.linear import Linear
-from talaria.model.quantized import int8_instead, quantize, to_int4, weight_bytes
+from talaria.model.quantized import int8_instead, quantize, to_bfloat16, to_int4, weight_bytes
 from talaria.model.quantized_folder import is_quantized, load_quantized, save_quantized
 from talaria.model.quantized_linear import GROUP, Int4Linear, Int8Linear
 from talaria.model.shape import ModelShape
@@ -84,6 +84,21 @@ def test_an_unknown_order_of_packed_bytes_still_multiplies_and_unpacks():
     linear.block_half = None
     assert torch.equal(linear.quantised(), q_NK)
     check_product(linear, torch.randn(2, 5, 64), weight_rounding=0.0)
+
+
+@SCHEMES
+@VARIANTS
+def test_what_is_not_rounded_can_be_bfloat16_on_disk_too(tokenizer, tmp_path, variant, scheme):
+    """The bug: biases left in fp32, of which config.json says bfloat16."""
+    model = quantize(model_of(variant), scheme)
+    exact = model(torch.arange(20)[None])
+    to_bfloat16(model)
+    rounded = model(torch.arange(20)[None])
+    assert float((rounded - exact).norm() / exact.norm()) < 0.05
+    save_quantized(model, tokenizer, tmp_path / "half")
+    again, _ = load_quantized(tmp_path / "half")
+    assert torch.equal(again(torch.arange(20)[None]), rounded)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in again.parameters())
 
 
 def test_the_order_of_a_gpus_tiles_is_found_out(monkeypatch):

@@ -204,18 +204,18 @@ def test_isoflop_intervals_of_few_sizes_hold_the_truth(n_sizes: int) -> None:
 
 
 def test_the_largest_budget_is_predicted_from_the_others() -> None:
-    """Its own 90 % interval holds the best size in 54 of 60 seeds, 47 with three standard errors; and not one that is
-    twice what the others say."""
-    found = [fit_isoflop(valleys(7, 0.001, seed), draws=200, seed=seed)[0].held_out for seed in range(60)]
+    """Its own 90 % interval holds the best size in 180 of 200 seeds, 167 to 193 with three standard errors; and not one
+    that is twice what the others say."""
+    found = [fit_isoflop(valleys(7, 0.001, seed), draws=200, seed=seed)[0].held_out for seed in range(200)]
     assert all(one is not None and one.n == 1 for one in found)
-    assert 47 <= sum(one.inside_interval90 for one in found if one is not None) <= 60
+    assert 167 <= sum(one.inside_interval90 or 0 for one in found if one is not None) <= 193
     points = valleys(7, 0.001)
     last = points.flops > 5e20
     points.params[last] *= 2
     points.tokens[last] /= 2
     odd = fit_isoflop(points, draws=200)[0].held_out
     assert odd is not None and odd.inside_interval90 == 0
-    assert odd.mean_relative_error == odd.largest_relative_error == pytest.approx(1.0, abs=0.2)
+    assert odd.mean_relative_error == odd.largest_relative_error == pytest.approx(0.5, abs=0.1)
     assert fit_isoflop(points.take(points.flops > 5e18), draws=50)[0].held_out is None, "three budgets predict nothing"
 
 
@@ -232,6 +232,7 @@ def grid_of_runs(bend: float = 0.0) -> Points:
 def test_the_envelope_predicts_its_largest_budgets() -> None:
     plain, bent = (fit_envelope(grid_of_runs(bend), draws=100)[0].held_out for bend in (0.0, 0.35))
     assert plain is not None and bent is not None and plain.n == bent.n > 50
+    assert plain.inside_interval90 is None, "the staircase of sizes has no interval"
     assert plain.mean_relative_error < 0.15 < 3 * plain.mean_relative_error < bent.mean_relative_error
 
 

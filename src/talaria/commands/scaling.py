@@ -34,9 +34,8 @@ def fit_points(
         lines = [int(line) for line in without.split(",")] if without else []
     except ValueError:
         raise UsageError(f"--without {without}: give line numbers, e.g. --without 2,3,4") from None
-    fit = fit_table(path, law, _column_names(columns), lines, draws, seed, pictures)
+    fit, drawn = fit_table(path, law, _column_names(columns), lines, draws, seed, pictures)
     if pictures is not None:
-        drawn = sorted(pictures.glob(f"{law}_*.png"))
         write_picture_page(f"{law}: {path.name}", fit_summary(fit), drawn, pictures / f"{law}.html")
     if output is not None:
         write_fit(fit, output)
@@ -94,14 +93,14 @@ def print_emergence(
     names = _column_names(columns)
     verdicts = judge(read_scores(path, scale, names), smooth, seed)
     shown = scale if not names else names.get("scale", "scale")
+    table = verdict_table(verdicts, shown)
     if folder is not None:
         pictures(verdicts, shown, folder / "curves.png")
-        told = verdict_table(verdicts, shown)
-        write_picture_page(f"curves: {path.name}", told, [folder / "curves.png"], folder / "curves.html")
+        write_picture_page(f"curves: {path.name}", table, [folder / "curves.png"], folder / "curves.html")
     if as_json:
         print(json.dumps({"scale": shown, "tasks": [verdict.to_json() for verdict in verdicts]}, indent=1))
     else:
-        Console().print(verdict_table(verdicts, shown))
+        Console().print(table)
 
 
 def conduct_study(folder: Path, seeds: int | None, sizes: str | None, overrides: list[str], report: bool) -> None:

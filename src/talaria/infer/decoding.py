@@ -23,8 +23,10 @@ from talaria.model.transformer import Transformer
 
 def default_cache_bytes(device: torch.device) -> int:
     """Memory of keys and values where nobody says how much."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    return max(1 << 30, free // 4)
+    if device.type != "cuda":
+        return 1 << 30
+    torch.cuda.empty_cache()  # else what torch keeps of freed tensors counts as used
+    return max(1 << 30, torch.cuda.mem_get_info(device)[0] // 4)
 
 
 def memory_for(
@@ -91,7 +93,7 @@ def _run_compiled(
         if batch.pieces:
             hidden.append(reader.read(batch.pieces, batch.wanted))
         if batch.copies:
-            reader.copy(*(list(chain.from_iterable(lists)) for lists in zip(*batch.copies, strict=True)))
+            reader.copy(*map(chain.from_iterable, zip(*batch.copies, strict=True)))
         requests += batch.requests
     if not requests:
         return [], torch.empty(0, model.shape.vocab_size), None

@@ -73,7 +73,9 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self._device = model.device
-        memory = memory_for(model, cache_bytes or default_cache_bytes(model.device), max_batch_size, prefix_cache)
+        if cache_bytes is None:
+            cache_bytes = default_cache_bytes(model.device)
+        memory = memory_for(model, cache_bytes, max_batch_size, prefix_cache)
         self._scheduler = Scheduler(memory, max_batch_size, prefill_chunk)
         self._drafts = drafts and isinstance(model, CompiledTransformer)
         self._requests: dict[int, Request] = {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from talaria.errors import UsageError, UserError
 from talaria.files import MANIFEST, read_json, sha256
 from talaria.infer.engine import Engine
@@ -62,7 +64,8 @@ def load(
         model: Transformer
         model, tokenizer = load_quantized(found, where)
     else:
-        model, tokenizer = load_model(found)
+        half = dtype == "bfloat16" and scheme is None
+        model, tokenizer = load_model(found, torch.bfloat16 if half else torch.float32)
         model = model.to(where).eval()
         model = model if scheme is None else quantize_model(model, scheme)
     if dtype == "bfloat16":

@@ -91,10 +91,11 @@ def _workspace_bytes(shape: ModelShape, scheme: str | None, rows: int, size: int
     # Residual and normed input; gate and up; the gate's SiLU and the product.
     chunk = n * (2 * shape.d_model + sum(shape.up_rows) + 2 * shape.d_ff) * size
     largest = max(n * k for n, k in _matrices(shape))
+    in_head = shape.vocab_size * shape.d_model
     on_cpu = size == _FP32
     if scheme is not None:
         # Input and product in bfloat16; the weight expanded piece by piece, on its way from q to bfloat16.
-        at_once = EXPAND_AT_ONCE if on_cpu else min(EXPAND_AT_ONCE_ON_GPU, largest)
+        at_once = EXPAND_AT_ONCE if on_cpu else min(EXPAND_AT_ONCE_ON_GPU, max(largest, in_head))
         chunk += n * (shape.d_model + 2 * sum(shape.up_rows)) * _BF16 + 3 * at_once * _BF16
     elif on_cpu:
         chunk += _FP32 * largest  # oneDNN's own copy of the weight, in its order

@@ -146,7 +146,7 @@ def _choose(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor | None) ->
 def _sample(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor) -> Tensor:
     vocab_size = logits_BV.shape[-1]
     top_k = min(sampling.top_k or vocab_size, vocab_size)
-    if sampling.temperature == top_k / vocab_size == sampling.top_p == 1.0 and sampling.min_p == 0:
+    if sampling.temperature == sampling.top_p == 1.0 and sampling.min_p == 0 and top_k == vocab_size:
         return _invert_cdf(logits_BV.softmax(dim=-1), uniforms_B)
     # The best logit is moved to 0 first, so that a tiny temperature overflows nowhere.
     scaled_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-10)
@@ -192,7 +192,8 @@ def _invert_cdf(weights_BN: Tensor, uniforms_B: Tensor) -> Tensor:
     stretch_B1 = _first_beyond(ends_BS, targets_B1)
     before_B1 = F.pad(ends_BS, (1, 0)).gather(1, stretch_B1)
     own_Bn = weights_BSn.gather(1, stretch_B1[..., None].expand(-1, 1, _STRETCH)).squeeze(1)
-    index_B1 = _first_beyond(before_B1 + own_Bn.cumsum(dim=-1), targets_B1)
+    # Taken off the target: added to the sums, it would swallow small weights, and a token of none could be drawn.
+    index_B1 = _first_beyond(own_Bn.cumsum(dim=-1), targets_B1 - before_B1)
     return (stretch_B1 * _STRETCH + index_B1).squeeze(1)
 
 

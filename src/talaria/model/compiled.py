@@ -16,7 +16,7 @@ Legend: B rows, T positions, N tokens of all sequences, M wanted ones, D model w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -122,10 +122,11 @@ class PagedReader:
             _put(self._request, self._given, name, values)
         return _results(self._request)[0]
 
-    def copy(self, blocks: Sequence[int], to: Sequence[int]) -> None:
+    def copy(self, blocks: Iterable[int], to: Iterable[int]) -> None:
         """Keys and values of some blocks into others."""
+        source, target = list(blocks), list(to)
         for array in self._memory.values():
-            array[list(to)] = array[list(blocks)]
+            array[target] = array[source]
 
     def _padded(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """Sequences that nobody asked for behind the others, up to one of a few sizes; none is longer than a block."""
@@ -260,8 +261,9 @@ def _put(request: Any, given: dict[str, Any], name: str, values: Any) -> None:
     if kept is not None and kept.shape == values.shape:
         np.copyto(kept, values)
     else:
-        given[name] = np.array(values)  # a copy: the caller's own must not be written over
-        _give(request, name, given[name])
+        own = np.array(values)  # a copy: the caller's must not be written over
+        _give(request, name, own)
+        given[name] = own
 
 
 def _results(request: Any) -> list[Tensor]:
@@ -325,10 +327,11 @@ def _inputs(pieces: Sequence[Piece], wanted: Sequence[int], empty: int = 0) -> d
     ends = [piece.start + len(piece.ids) for piece in pieces]
     blocks = [piece.blocks[: -(-end // PAGE)] for piece, end in zip(pieces, ends, strict=True)]
     starts = [piece.start for piece in pieces]
-    if len(pieces) == sum(len(piece.ids) for piece in pieces):
+    if all(len(piece.ids) == 1 for piece in pieces):
         positions = np.array(starts, dtype=np.int64)
     else:
-        positions = np.concatenate([np.arange(*ends) for ends in zip(starts, ends, strict=True)], dtype=np.int64)
+        stretches = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+        positions = np.concatenate(stretches, dtype=np.int64)
     lengths = [len(piece.ids) for piece in pieces] + [0] * empty
     blocks += [blocks[0][:1]] * empty  # which nobody reads
     return {

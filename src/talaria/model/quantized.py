@@ -109,6 +109,8 @@ def to_bfloat16(model: Transformer) -> None:
             setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))
         if isinstance(module, Int8Embedding):
             module.dtype = torch.bfloat16
+        if isinstance(module, Int8Linear | Int4Linear) and module.bias is not None:
+            module.bias = module.bias.to(torch.bfloat16)
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -34,7 +34,8 @@ INT4_KERNEL_ROWS = 96
 
 Kernel 65, 219, 506, 2057 for 1, 8, 16, 64 rows; expanding takes some 1200 for a weight of that size, the product after
 it 845 for 64 rows and 9600 for 1000, where the kernel takes 25600. Here the two ways differ: expanded weights are
-rounded to bfloat16. The rule above keeps a sequence's answer from depending on how many others run beside it.
+rounded to bfloat16. The rule above keeps a sequence's answer from depending on how many others run beside it. On a GPU
+the same number serves, where the kernel is as slow as expanding at some 48 rows: answers do not change up to it.
 """
 EXPAND_AT_ONCE = 1 << 21
 """Weights expanded to bfloat16 at a time, 4 MiB: the workspace of a product, whatever the size of the matrix."""
@@ -200,7 +201,7 @@ class Int4Linear(nn.Module):
 def _finish(y_MN: Tensor, bias_N: Tensor | None, x: Tensor) -> Tensor:
     """Rows of sums in `x`'s dtype and leading dimensions, the bias added."""
     y = y_MN.to(x.dtype).view(*x.shape[:-1], y_MN.shape[1])
-    return y if bias_N is None else (y + bias_N).to(x.dtype)
+    return y if bias_N is None else y + bias_N
 
 
 def _expand_at_once(weight: Tensor) -> int:

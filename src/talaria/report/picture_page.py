@@ -22,7 +22,7 @@ _WIDTH = 96
 def write_picture_page(title: str, told: RenderableType, pictures: Sequence[Path], page: Path) -> Path:
     """Write `page`; the pictures, PNG files, are held in it. Returns its path."""
     text = io.StringIO()
-    Console(file=text, width=_WIDTH).print(told)
+    Console(file=text, width=_WIDTH, force_terminal=False, color_system=None).print(told)
     images = "".join(
         f'<section><h2>{escape(picture.stem)}</h2><img style="max-width:100%" alt="{escape(picture.stem)}" '
         f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"></section>'

@@ -66,9 +66,10 @@ def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, 
     fit = _power_laws("isoflop", log_c, log_n, bottoms, len(points), seed)
     if len(inside) > 3:
         lines = np.polyfit(log_c[:-1], bottoms[:, :-1].T, 1).T
-        off = bottoms[:, -1] - np.polyval(lines.T, log_c[-1])
-        error = log_n[-1] - np.polyval(np.polyfit(log_c[:-1], log_n[:-1], 1), log_c[-1])
-        fit = replace(fit, held_out=_held_out(np.array([error]), (off - off.mean())[:, None]))
+        off = np.polyval(lines.T, log_c[-1]) - bottoms[:, -1]
+        error = np.polyval(np.polyfit(log_c[:-1], log_n[:-1], 1), log_c[-1]) - log_n[-1]
+        low, high = np.quantile(off - off.mean(), [0.05, 0.95])
+        fit = replace(fit, held_out=_held_out(np.array([error]), int(low <= error <= high)))
     for valley in valleys:
         if not valley.is_inside:
             fit.warnings.append(
@@ -102,10 +103,7 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
             "three sizes"
         )
     grid = np.linspace(log_c.min(), log_c.max(), _GRID)
-    losses = np.full((len(curves), _GRID), np.inf)
-    for place, rows in enumerate(curves):
-        inside = (grid >= log_c[rows[0]]) & (grid <= log_c[rows[-1]])
-        losses[place, inside] = _curve(grid[inside], log_c[rows], log_loss[rows])
+    losses = _losses(curves, log_c, log_loss, grid)
     size = np.array([log_n[rows].mean() for rows in curves])
     found = _envelope(losses, size, grid)
     if found is None:
@@ -114,30 +112,37 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
             "same budgets"
         )
     generator = np.random.default_rng(seed)
-    border = np.quantile(found[:, 0], _HELD_OUT_FROM)
-    beyond = found[found[:, 0] > border]
-    drawn, drawn_below = [], []
+    drawn = []
     for _ in range(draws):
         chosen = np.unique(generator.integers(0, len(curves), len(curves)))
         if (one := _envelope(losses[chosen], size[chosen], grid)) is not None:
             drawn.append(np.polyfit(one[:, 0], one[:, 1], 1))
-            below = one[one[:, 0] <= border]
-            if len(np.unique(below[:, 1])) > 1:
-                drawn_below.append(np.polyfit(below[:, 0], below[:, 1], 1))
     if len(drawn) < draws / 2:
         raise UserError("too few sizes overlap for an interval; train more sizes over the same budgets")
     slope, offset = np.polyfit(found[:, 0], found[:, 1], 1)
     residuals = found[:, 1] - (offset + slope * found[:, 0])
     fit = _told("envelope", slope, offset, np.array(drawn), residuals, len(points), seed)
-    below = found[found[:, 0] <= border]
-    if len(np.unique(below[:, 1])) > 2 and len(beyond) > 0 and len(drawn_below) >= draws / 2:
-        line = np.polyfit(below[:, 0], below[:, 1], 1)
-        predicted = np.polyval(line, beyond[:, 0])
-        off_DB = np.outer(np.array(drawn_below)[:, 0], beyond[:, 0]) + np.array(drawn_below)[:, 1:] - predicted
-        fit = replace(fit, held_out=_held_out(beyond[:, 1] - predicted, off_DB))
+    border = np.quantile(found[:, 0], _HELD_OUT_FROM)
+    beyond, earlier = found[found[:, 0] > border], grid[grid <= border]
+    below = _envelope(_losses(curves, log_c, log_loss, earlier, border), size, earlier)
+    if below is not None and len(np.unique(below[:, 1])) > 2:
+        predicted = np.polyval(np.polyfit(below[:, 0], below[:, 1], 1), beyond[:, 0])
+        fit = replace(fit, held_out=_held_out(predicted - beyond[:, 1]))
     if len(np.unique(found[:, 1])) < 4:
         fit.warnings.append(f"only {len(np.unique(found[:, 1]))} sizes are ever the best; add sizes between them")
     return fit, found
+
+
+def _losses(curves: list[Index], log_c: Array, log_loss: Array, grid: Array, until: float = np.inf) -> Array:
+    """Log loss of each size (rows) at each budget of `grid`, from its rows of at most `until` alone; infinite where it
+    has no curve."""
+    losses = np.full((len(curves), len(grid)), np.inf)
+    for place, whole in enumerate(curves):
+        rows = whole[log_c[whole] <= until]
+        if len(rows) > 0:
+            inside = (grid >= log_c[rows[0]]) & (grid <= log_c[rows[-1]])
+            losses[place, inside] = _curve(grid[inside], log_c[rows], log_loss[rows])
+    return losses
 
 
 def _curve(grid: Array, log_c: Array, log_loss: Array) -> Array:
@@ -231,11 +236,9 @@ def _told(law: str, slope: float, offset: float, lines: Array, residuals: Array,
     )
 
 
-def _held_out(errors_B: Array, off_DB: Array) -> HeldOut:
-    """From errors of log size at the held-out budgets, and draws of what chance alone would make of them."""
-    low_B, high_B = np.quantile(off_DB, [0.05, 0.95], axis=0)
+def _held_out(errors_B: Array, inside: int | None = None) -> HeldOut:
+    """From errors of log size, predicted less found, at the held-out budgets."""
     relative_B = np.abs(np.expm1(errors_B))
-    inside = int(np.sum((low_B <= errors_B) & (errors_B <= high_B)))
     return HeldOut(len(errors_B), float(relative_B.mean()), float(relative_B.max()), inside)
 
 

@@ -26,12 +26,13 @@ HELD_OUT_SHARE = 0.1
 @dataclass(frozen=True)
 class HeldOut:
     """The runs of most compute, predicted from the others: relative errors of the loss, and how many fell inside the
-    interval. Of isoflop and envelope, which have no law of the loss: the largest budgets' best sizes."""
+    interval. Of isoflop and envelope, which have no law of the loss: the largest budgets' best sizes; None where
+    there is no interval of them."""
 
     n: int
     mean_relative_error: float
     largest_relative_error: float
-    inside_interval90: int
+    inside_interval90: int | None
 
 
 @dataclass(frozen=True)

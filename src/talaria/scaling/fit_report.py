@@ -31,8 +31,9 @@ def fit_table(
     draws: int = 1000,
     seed: int = 0,
     pictures: Path | None = None,
-) -> Fit:
-    """Read, fit, diagnose and, where `pictures` is a folder, draw. UserError and UsageError name what is wrong."""
+) -> tuple[Fit, list[Path]]:
+    """Read, fit, diagnose and, where `pictures` is a folder, draw; returns the pictures, too. UserError and UsageError
+    name what is wrong."""
     if law not in LAW_NAMES:
         raise UsageError(f"--law {law}: unknown; known: {', '.join(LAW_NAMES)}")
     if draws < 20:
@@ -47,28 +48,18 @@ def fit_table(
         raise type(error)(f"{path}: {error}") from None
 
 
-def _fitted(law: str, points: Points, draws: int, seed: int, pictures: Path | None) -> Fit:
+def _fitted(law: str, points: Points, draws: int, seed: int, folder: Path | None) -> tuple[Fit, list[Path]]:
+    if folder is not None:
+        from talaria.scaling import pictures
     if law == "isoflop":
         fit, valleys = fit_isoflop(points, draws, seed)
-        if pictures is not None:
-            from talaria.scaling.pictures import draw_isoflop
-
-            draw_isoflop(fit, points, valleys, pictures)
-        return fit
+        return fit, [] if folder is None else pictures.draw_isoflop(fit, points, valleys, folder)
     if law == "envelope":
         fit, envelope = fit_envelope(points, draws, seed)
-        if pictures is not None:
-            from talaria.scaling.pictures import draw_envelope
-
-            draw_envelope(fit, points, envelope, pictures)
-        return fit
+        return fit, [] if folder is None else pictures.draw_envelope(fit, points, envelope, folder)
     fit = fit_law(law, points, draws, seed)
     fit = replace(fit, held_out=hold_out(law, points, seed=seed), warnings=diagnose(fit, points, seed))
-    if pictures is not None:
-        from talaria.scaling.pictures import draw_fit
-
-        draw_fit(fit, points, pictures)
-    return fit
+    return fit, [] if folder is None else pictures.draw_fit(fit, points, folder)
 
 
 def fit_summary(fit: Fit) -> Group:
@@ -93,12 +84,12 @@ def fit_summary(fit: Fit) -> Group:
         what = f"the {out.n} runs of most compute"
         if fit.law in ALLOCATION_NEEDS:
             what = "the best size at the largest budget" + ("" if out.n == 1 else f"s ({out.n} places)")
+        inside = out.inside_interval90
+        held = "" if inside is None else f"; {inside} of {out.n} inside their 90 % interval"
         parts.append(
             Text(
-                f"{what}, predicted from the rest: {100 * out.mean_relative_error:.2f} % "
-                "off in the "
-                f"mean, {100 * out.largest_relative_error:.2f} % at most; {out.inside_interval90} of {out.n} inside "
-                "their 90 % interval"
+                f"{what}, predicted from the rest: {100 * out.mean_relative_error:.2f} % off in the mean, "
+                f"{100 * out.largest_relative_error:.2f} % at most{held}"
             )
         )
     parts += [Text(f"warning: {warning}") for warning in fit.warnings]

@@ -140,7 +140,7 @@ def _serving(shapes: dict[str, ModelShape]) -> Group:
         largest = max(form.workspace for form in forms)
         table.add_row(name, *weights, f"{shape.context:,}", _gigabytes(forms[0].cache), _gigabytes(largest))
     note = (
-        "fp32, bf16 (on a GPU, cache and workspace halved too), int8, int4: bytes of the weights. Cache: of one "
+        "fp32, bf16 (on a GPU, where the cache is halved too), int8, int4: bytes of the weights. Cache: of one "
         "conversation that fills the context. The program itself"
     )
     return Group(table, Text(f"{note} takes {_gigabytes(PROGRAM_BYTES)} more."))

@@ -26,7 +26,7 @@ _MIN_CHUNK = 256
 
 
 def chunk_logits(device: str) -> int:
-    """Logits held at a time on a device of that type, unless one token has more."""
+    """Logits held at a time on a device of that type, unless `_MIN_CHUNK` tokens have more."""
     return _CHUNK_LOGITS if device == "cpu" else _CHUNK_LOGITS_ON_GPU
 
 

@@ -100,7 +100,14 @@ def sample(
 ) -> list[Completion]:
     """One answer a prompt by the engine. A new one each time, for its memory, and so its rounding, to be as after a
     resume."""
-    engine = Engine(policy, tokenizer, max_batch_size=len(prompts), prefix_cache=False, drafts=False)
+    engine = Engine(
+        policy,
+        tokenizer,
+        max_batch_size=len(prompts),
+        cache_bytes=1 << 30,  # not what happens to be free
+        prefix_cache=False,
+        drafts=False,
+    )
     return engine.generate(prompts, max_tokens=max_tokens, temperature=1.0, seed=seed)
 
 
