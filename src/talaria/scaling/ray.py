@@ -35,7 +35,7 @@ for a floor just below them, and predicted 6 % too much."""
 _FLOORS = np.concatenate([(np.arange(40) + 0.5) / 40, 1 - np.geomspace(0.005, 1.0, 40)])
 """As shares of the least loss, all of the same weight: one half says that any share is as likely as any other, the
 other half that any order of magnitude of what is left above the floor is. With the first alone, where a text is nearly
-learned, the interval held 58 % of planted runs in place of 80 (here 73), and lay too low."""
+learned, the interval held 58 % of planted runs in place of 80, and lay too low (bench/ladders.py --planted)."""
 _KAPPAS = np.array([0.0, *np.geomspace(0.003, 0.3, 10)])
 _KAPPA_WEIGHTS = np.array([0.5, *np.full(10, 0.05)])
 """Before the rungs are seen: as likely as not the law holds; else it is off by half a per cent after two e-folds of

@@ -50,7 +50,8 @@ logger = logging.getLogger("talaria.serve")
 def serve_models(models: Sequence[str], keys: Path | None, settings: ServeSettings, dtype: str = "float32") -> None:
     """Check names, address and keys, read the models, then serve until SIGTERM or Ctrl-C.
 
-    `models` are paths or NAME=PATH; `keys` None asks nobody for a key; `dtype` is that of `load`. Raises UserError before anything listens.
+    `models` are paths or NAME=PATH; `keys` None asks nobody for a key; `dtype` is that of `load`. Raises UserError
+    before anything listens.
     """
     paths = named_models(models)
     if warning := check_address(settings, with_keys=keys is not None):
