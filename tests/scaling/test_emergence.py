@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import talaria
+from rich.console import Console
 from scipy.stats import chi2
 
 from talaria.errors import UserError
@@ -18,6 +20,7 @@ from talaria.report.results import ResultRow, write_results
 from talaria.scaling.all_or_nothing import _chi_squared_tail, fit_steps, steps_between
 from talaria.scaling.curves import Series, classify
 from talaria.scaling.emergence import Score, _is_lower_better, is_smooth, judge, read_scores
+from talaria.scaling.emergence_report import verdict_table
 
 SCALES = 1e7 * 2.0 ** np.arange(8)
 ITEMS = 200
@@ -61,6 +64,20 @@ def test_exact_match_alone_leaves_a_jump_undetermined() -> None:
     assert "no smooth metric" in verdict.reason
     steep = 1 / (1 + np.exp(-1.0 * (np.arange(8) - 2)))
     assert judge(task(steep, 10, 0, with_steps=False))[0].kind == "undetermined"
+
+
+def test_beside_no_kind_stands_the_name_of_the_likeliest() -> None:
+    """The bug: `undetermined 0.98` reads as certain, and was another kind's probability."""
+    steep = 1 / (1 + np.exp(-1.0 * (np.arange(8) - 2)))
+    [undetermined], [flat] = judge(task(steep, 10, 0, with_steps=False)), judge(task(np.full(8, 0.4), 1, 0))
+    shown = []
+    for verdict in (undetermined, flat):
+        console = Console(width=200, file=io.StringIO())
+        console.print(verdict_table([verdict], "size"))
+        shown.append(console.file.getvalue())
+    likeliest = max(undetermined.probabilities, key=undetermined.probabilities.__getitem__)
+    assert f"{likeliest} {undetermined.probability:.2f}" in shown[0]
+    assert f"flat {flat.probability:.2f}" not in shown[1] and f"{flat.probability:.2f}" in shown[1]
 
 
 def test_a_jump_that_is_the_metrics_is_told_to_be() -> None:
@@ -255,6 +272,9 @@ def test_results_of_several_sizes_give_verdicts_and_pictures(
     assert sum(told["tasks"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     assert told["tasks"][0]["next_scale"] == pytest.approx(2 * SCALES[-1])
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert talaria("emergence", tmp_path / "results.csv") == 0
+    assert "steady" in capsys.readouterr().out
     page = (tmp_path / "pictures" / "curves.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "sums" in page and "steady" in page
     assert talaria("emergence", tmp_path / "results.csv", "--scale", "age") == 2

@@ -95,8 +95,8 @@ def print_emergence(
     shown = scale if not names else names.get("scale", "scale")
     table = verdict_table(verdicts, shown)
     if folder is not None:
-        pictures(verdicts, shown, folder / "curves.png")
-        write_picture_page(f"curves: {path.name}", table, [folder / "curves.png"], folder / "curves.html")
+        drawn = pictures(verdicts, shown, folder / "curves.png")
+        write_picture_page(f"curves: {path.name}", table, drawn, folder / "curves.html")
     if as_json:
         print(json.dumps({"scale": shown, "tasks": [verdict.to_json() for verdict in verdicts]}, indent=1))
     else:

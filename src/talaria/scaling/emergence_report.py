@@ -36,11 +36,18 @@ def verdict_table(verdicts: Sequence[Verdict], scale: str) -> Table:
         table.add_row(
             verdict.task,
             verdict.kind,
-            f"{verdict.probability:.2f}",
+            _probability(verdict),
             why,
             "" if verdict.next_scale is None else f"{verdict.next_scale:.3g}: {', '.join(landing)}",
         )
     return table
+
+
+def _probability(verdict: Verdict) -> str:
+    """Of the kind; where none was found, of the likeliest one, with its name."""
+    likeliest = max(verdict.probabilities, key=verdict.probabilities.__getitem__)
+    name = f"{likeliest} " if verdict.kind not in verdict.probabilities else ""
+    return f"{name}{verdict.probability:.2f}"
 
 
 def pictures(verdicts: Sequence[Verdict], scale: str, path: Path) -> list[Path]:
