@@ -26,16 +26,14 @@ from numpy.typing import NDArray
 from talaria.errors import UserError
 from talaria.scaling.points import Array
 
-_GAMMAS = np.geomspace(0.02, 4.0, 70)
-_GAMMA, _GAMMA_SPREAD = 0.2, 1.0
+_GAMMAS = np.geomspace(0.02, 1.5, 60)
+_GAMMA, _GAMMA_SPREAD = 0.2, 0.7
 """Log-normal weight of the exponents of the model's size before the rungs are seen: published ones, 0.08 (Kaplan et al.
-2020, without a floor) to 0.37 (Besiroglu et al. 2024), lie within a deviation, and what is nearly learned can fall much
-faster. With all exponents alike, a ladder of a development seed whose two largest sizes happened to lie close took that
-for a floor just below them, and predicted 6 % too much."""
-_FLOORS = np.concatenate([(np.arange(40) + 0.5) / 40, 1 - np.geomspace(0.005, 1.0, 40)])
-"""As shares of the least loss, all of the same weight: one half says that any share is as likely as any other, the
-other half that any order of magnitude of what is left above the floor is. With the first alone, where a text is nearly
-learned, the interval held 58 % of planted runs in place of 80, and lay too low (bench/ladders.py --planted)."""
+2020, without a floor) to 0.37 (Besiroglu et al. 2024), lie within 1.3 deviations. With all exponents alike, a ladder
+of a development seed whose two largest sizes happened to lie close took that for a floor just below them, and predicted
+6 % too much."""
+_FLOORS = (np.arange(60) + 0.5) / 60
+"""As shares of the least loss."""
 _KAPPAS = np.array([0.0, *np.geomspace(0.003, 0.3, 10)])
 _KAPPA_WEIGHTS = np.array([0.5, *np.full(10, 0.05)])
 """Before the rungs are seen: as likely as not the law holds; else it is off by half a per cent after two e-folds of
@@ -157,9 +155,9 @@ def _walk(s: Array, t: Array | float) -> Array:
 
 
 def _weigh(log_size: Array, mean: Array, count: Array, variance: float, generator: np.random.Generator) -> _Laws:
-    """Bayes with `_FLOORS` on the floor, a flat prior on the height b, a log-normal one on gamma, `_KAPPA_WEIGHTS` on
-    kappa, and on the variance of the sizes' means the word of `_PRIOR_ROWS` that it is `variance`. Height and variance
-    are integrated in closed form (linear regression with correlated residuals)."""
+    """Bayes with flat priors on floor and height b, a log-normal one on gamma, `_KAPPA_WEIGHTS` on kappa, and on the
+    variance of the sizes' means the word of `_PRIOR_ROWS` that it is `variance`. Height and variance are integrated in
+    closed form (linear regression with correlated residuals)."""
     floors_G, gammas_G = (grid.ravel() for grid in np.meshgrid(_FLOORS * mean.min(), _GAMMAS, indexing="ij"))
     # Residuals are relative to the loss.
     u_GN = np.exp(-gammas_G[:, None] * (log_size - log_size.mean())) / mean
