@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/texts"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tokens", type=int, default=1_500_000, help="of every run")
+    parser.add_argument("--tokens", type=int, default=3_000_000, help="of every run")
     parser.add_argument("--tables", action="store_true", help="print the table of what is there, train nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
