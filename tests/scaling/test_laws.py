@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import minimize
 
 from talaria.errors import UserError
-from talaria.scaling.allocation_laws import fit_envelope, fit_isoflop
+from talaria.scaling.allocation_laws import _losses, fit_envelope, fit_isoflop
 from talaria.scaling.diagnosis import diagnose
 from talaria.scaling.fit import fit_law, hold_out
 from talaria.scaling.laws import BROKEN, CHINCHILLA, KAPLAN, LAWS, REPEATED, Law
@@ -234,6 +234,18 @@ def test_the_envelope_predicts_its_largest_budgets() -> None:
     assert plain is not None and bent is not None and plain.n == bent.n > 50
     assert plain.inside_interval90 is None, "the staircase of sizes has no interval"
     assert plain.mean_relative_error < 0.15 < 3 * plain.mean_relative_error < bent.mean_relative_error
+
+
+def test_what_lies_beyond_is_no_part_of_the_curves_that_predict_it() -> None:
+    """The bug: a cubic through all rows of a size, those to be predicted among them."""
+    points, border = grid_of_runs(), np.log(1e20)
+    log_c, log_loss = np.log(points.flops), np.log(points.loss)
+    curves = [np.flatnonzero(points.params == size) for size in np.unique(points.params)]
+    grid = np.linspace(log_c.min(), border, 50)
+    other = np.where(log_c > border, log_loss + 0.3, log_loss)
+    before, after = (_losses(curves, log_c, values, grid, border) for values in (log_loss, other))
+    assert np.array_equal(before, after) and np.isfinite(before).mean() > 0.9
+    assert not np.array_equal(_losses(curves, log_c, other, grid), before)
 
 
 def test_the_envelope_follows_the_best_size() -> None:
