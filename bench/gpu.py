@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from throughput import llama_config
 from torch import nn
 
 from talaria.infer.engine import Engine
@@ -120,21 +121,10 @@ def our_step(compiled: bool) -> Callable[[], object]:
 
 
 def their_model() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=SHAPE.vocab_size,
-        hidden_size=SHAPE.d_model,
-        intermediate_size=SHAPE.d_ff,
-        num_hidden_layers=SHAPE.n_layers,
-        num_attention_heads=SHAPE.n_heads,
-        num_key_value_heads=SHAPE.n_kv_heads,
-        max_position_embeddings=SHAPE.context,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-    )
     with GPU:
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(llama_config(SHAPE, SHAPE.context))
 
 
 def their_step(compiled: bool) -> Callable[[], object]:

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from talaria.model.shape import ModelShape
 
@@ -107,25 +108,31 @@ def ours(case: Case, dtype: str) -> Callable[[], float]:
     return step
 
 
-def peer(case: Case, compiled: bool, dtype: str) -> Callable[[], float]:
-    """The loop that transformers' users write."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(shape: ModelShape, context: int, **more: Any) -> Any:
+    """The peer's configuration of a shape, SDPA."""
+    from transformers import LlamaConfig
 
-    shape = case.shape
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.d_model,
         intermediate_size=shape.d_ff,
         num_hidden_layers=shape.n_layers,
         num_attention_heads=shape.n_heads,
         num_key_value_heads=shape.n_kv_heads,
-        max_position_embeddings=case.context,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         attn_implementation="sdpa",
-        use_cache=False,
+        **more,
     )
-    model = LlamaForCausalLM(config).train()
+
+
+def peer(case: Case, compiled: bool, dtype: str) -> Callable[[], float]:
+    """The loop that transformers' users write."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    shape = case.shape
+    model = LlamaForCausalLM(llama_config(shape, case.context, use_cache=False)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     tokens_BT = torch.randint(shape.vocab_size, (case.rows, case.context))
     call = torch.compile(model) if compiled else model

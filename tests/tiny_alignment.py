@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from random_weights import random_model
 
+from talaria.corpus.document import Document
 from talaria.feedback.store import FeedbackStore
 from talaria.model.checkpoint import save_model
 from talaria.model.scalar import ScalarModel, save_scalar_model
 from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.model.transformer import Transformer
 from talaria.tokens.settings import TokenizerSettings
+from talaria.tokens.shards import write_shards
 from talaria.tokens.tokenizer import Tokenizer
 from talaria.tokens.vocabulary import END_OF_TURN
 
@@ -55,6 +57,18 @@ def write_models(folder: Path, tokenizer: Tokenizer) -> tuple[Path, Path]:
     scorer = ScalarModel(policy, torch.Generator().manual_seed(5))
     save_scalar_model(scorer, tokenizer, folder / "reward")
     return folder / "sft", folder / "reward"
+
+
+def write_data(folder: Path) -> Path:
+    """All that stages which learn from answers read: models, comparisons, prompts, a tokenizer stage's folder."""
+    tokenizer, settings = tiny_tokenizer(), TokenizerSettings(vocab_size=300, validation_fraction=0.05)
+    write_models(folder, tokenizer)
+    write_comparisons(folder / "feedback.db")
+    write_prompts(folder / "prompts.jsonl")
+    tokenizer.save(folder / "tokens" / "tokenizer")
+    documents = [Document(str(i), f"the sea of gods {i} and the land of one sandal", "made") for i in range(150)]
+    write_shards(documents, tokenizer, folder / "tokens" / "shards", settings)
+    return folder
 
 
 def write_prompts(path: Path, count: int = 24) -> Path:

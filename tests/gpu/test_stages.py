@@ -9,17 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_alignment import WORDS, tiny_tokenizer, write_comparisons, write_models, write_prompts
+from tiny_alignment import WORDS, write_data
 
-from talaria.corpus.document import Document
 from talaria.errors import UserError
 from talaria.infer.load import load
 from talaria.model.settings import ModelSettings
 from talaria.planning import make_plan
 from talaria.run import Stage, lock, read_metrics, run_stage
 from talaria.scaling.planner import CHINCHILLA, Budget
-from talaria.tokens.settings import TokenizerSettings
-from talaria.tokens.shards import write_shards
 from talaria.train import parallel
 from talaria.train.doctor import examine
 from talaria.train.dpo import dpo
@@ -43,15 +40,7 @@ ADAM = OptimizerSettings(learning_rate=1e-3, weight_decay=0.0)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tokenizer = tiny_tokenizer()
-    write_models(folder, tokenizer)
-    write_comparisons(folder / "feedback.db")
-    write_prompts(folder / "prompts.jsonl")
-    documents = [Document(str(i), f"the sea of gods {i} and the land of one sandal", "made") for i in range(150)]
-    tokenizer.save(folder / "tokens" / "tokenizer")
-    settings = TokenizerSettings(vocab_size=300, validation_fraction=0.05)
-    write_shards(documents, tokenizer, folder / "tokens" / "shards", settings)
+    folder = write_data(tmp_path_factory.mktemp("data"))
     rows = [
         {"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": f"one {word} over the sea"}]}
         for word in WORDS * 6

@@ -9,12 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from kills import assert_kills_change_nothing
-from tiny_alignment import tiny_tokenizer, write_comparisons, write_models, write_prompts
+from tiny_alignment import write_data
 
-from talaria.corpus.document import Document
 from talaria.run import Stage, lock, run_stage
-from talaria.tokens.settings import TokenizerSettings
-from talaria.tokens.shards import write_shards
 from talaria.train.dpo import dpo
 from talaria.train.grpo import grpo
 from talaria.train.ppo import ppo
@@ -48,14 +45,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tokenizer = tiny_tokenizer()
-    write_models(folder, tokenizer)
-    write_comparisons(folder / "feedback.db")
-    write_prompts(folder / "prompts.jsonl")
-    documents = [Document(str(i), f"the sea of gods {i} and the land of one sandal", "made") for i in range(150)]
-    write_shards(documents, tokenizer, folder / "shards", TokenizerSettings(vocab_size=300, validation_fraction=0.05))
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def work(name: str, data: Path, run: Path) -> None:
@@ -69,7 +59,7 @@ def work(name: str, data: Path, run: Path) -> None:
         elif isinstance(settings, DpoSettings):
             dpo(settings, base, databases, 7, folder)
         elif isinstance(settings, PpoSettings):
-            ppo(settings, base, reward, prompts, data / "shards", 7, folder)
+            ppo(settings, base, reward, prompts, data / "tokens" / "shards", 7, folder)
         else:
             grpo(settings, base, reward, prompts, 7, folder)
 
