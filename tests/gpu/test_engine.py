@@ -128,3 +128,20 @@ def test_memory_is_what_doctor_predicts(tmp_path: Path, scheme: str | None) -> N
     torch.cuda.reset_peak_memory_stats()
     engine.generate([[5] * 1000], max_tokens=8, temperature=0)
     assert torch.cuda.max_memory_allocated() - before < told.weights + told.cache + told.workspace + (256 << 20)
+
+
+def test_steps_are_recorded_and_read_weights_that_were_trained_since(saved: Path) -> None:
+    engine, plain = load(saved), load(saved)
+    graphs = engine._scheduler.memory.graphs
+    if "shifted" in str(saved) or graphs is None:
+        pytest.skip("looks back: not recorded")
+    plain._scheduler.memory.graphs = None
+    for factor in (1.0, 1.7):
+        for one in (engine, plain):
+            with torch.no_grad():
+                one.trunk.final_norm.weight.mul_(factor)
+        for _ in range(2):
+            answers = [one.generate(PROMPTS, max_tokens=30, seed=2) for one in (engine, plain)]
+            assert [answer.token_ids for answer in answers[0]] == [answer.token_ids for answer in answers[1]]
+        n = len(graphs._replays)
+    assert 0 < n == len(graphs._replays)

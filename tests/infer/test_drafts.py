@@ -97,7 +97,9 @@ def test_answers_are_the_same_with_guesses_and_without(model, tokenizer, samplin
         answers[drafts] = engine.generate(prompts, max_tokens=70, **sampling)
         steps[drafts] = n_steps
     assert answers[True] == answers[False]
-    if n_prompts == 1 and not {"frequency_penalty", "regex"} & set(sampling):
+    if not model.few_are_as_one:
+        assert steps[True] == steps[False], "guesses cost more than they save"
+    elif n_prompts == 1 and not {"frequency_penalty", "regex"} & set(sampling):
         assert steps[True] < steps[False], "no guess came true: the test shows nothing"
 
 

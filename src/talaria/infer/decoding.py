@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from talaria.infer.decode_graphs import DecodeGraphs
 from talaria.infer.drafts import ROWS
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.lanes import Lanes
@@ -42,8 +43,10 @@ def memory_for(
     n_blocks = min(cache_bytes // KVCache.bytes_per_block(shape, dtype), rows * n_blocks_for(shape.context))
     # What a token shift or an n-gram table looks back at is not in the blocks.
     looks_back = shape.token_shift or shape.ngram_embeddings > 0
-    cache = KVCache(shape, n_blocks, max_batch_size, dtype, model.device)
-    return Lanes(cache, PrefixStore(n_blocks) if prefix_cache and not looks_back else None)
+    is_recorded = model.device.type == "cuda" and not looks_back
+    cache = KVCache(shape, n_blocks, max_batch_size, dtype, model.device, spare=is_recorded)
+    graphs = DecodeGraphs(model, cache) if is_recorded else None
+    return Lanes(cache, PrefixStore(n_blocks) if prefix_cache and not looks_back else None, graphs)
 
 
 @torch.inference_mode()
@@ -64,7 +67,7 @@ def run(
     cache = memory.cache
     requests, logits = list(plan.decode), []
     if plan.decode:
-        logits.append(_decode(model, cache, plan.decode))
+        logits.append(_decode(model, memory, plan.decode))
     if plan.prefill:
         last_BD = _prefill(model, cache, plan)
         done = [i for i, request in enumerate(plan.prefill) if request.is_read]
@@ -158,14 +161,17 @@ def _guess(plan: Plan, n_single: int) -> None:
         request.guessed = request.drafts.guess(request.ids, room) if request.drafts is not None and room > 0 else []
 
 
-def _decode(model: Transformer, cache: KVCache, requests: list[Request]) -> Tensor:
+def _decode(model: Transformer, memory: Lanes, requests: list[Request]) -> Tensor:
     """Read the newest token of each row."""
-    positions_B1, mask = cache.begin_decode([request.length for request in requests])
-    tokens_B1 = torch.tensor([request.ids[-1:] for request in requests], device=positions_B1.device)
-    hidden_B1D = model.hidden(tokens_B1, positions_B1, mask, cache)
+    tokens, lengths = [request.ids[-1] for request in requests], [request.length for request in requests]
     for request in requests:
         request.length += 1
-    return model.head(hidden_B1D[:, 0])
+    logits_BV = None if memory.graphs is None else memory.graphs.logits(tokens, lengths)
+    if logits_BV is None:
+        positions_B1, mask = memory.cache.begin_decode(lengths)
+        tokens_B1 = torch.tensor(tokens, device=positions_B1.device)[:, None]
+        logits_BV = model.head(model.hidden(tokens_B1, positions_B1, mask, memory.cache)[:, 0])
+    return logits_BV
 
 
 def _prefill(model: Transformer, cache: KVCache, plan: Plan) -> Tensor:

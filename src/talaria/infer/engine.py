@@ -35,6 +35,7 @@ from talaria.infer.contract import (
 from talaria.infer.decoding import default_cache_bytes, memory_for, run
 from talaria.infer.drafts import Drafts
 from talaria.infer.grammar import Grammars
+from talaria.infer.lanes import Lanes
 from talaria.infer.likelihood import score_pairs
 from talaria.infer.memory import PREFILL_CHUNK
 from talaria.infer.prefix_store import n_blocks_for
@@ -77,7 +78,7 @@ class Engine:
             cache_bytes = default_cache_bytes(model.device)
         memory = memory_for(model, cache_bytes, max_batch_size, prefix_cache)
         self._scheduler = Scheduler(memory, max_batch_size, prefill_chunk)
-        self._drafts = drafts and isinstance(model, CompiledTransformer)
+        self._drafts = drafts and isinstance(model, CompiledTransformer) and model.few_are_as_one
         self._requests: dict[int, Request] = {}
         self._grammars = Grammars(tokenizer, self._device)
         self._outbox: list[tuple[int, Chunk | UserError]] = []
@@ -384,6 +385,9 @@ class Engine:
 
     def _submit(self, request: Request) -> int:
         if not self._requests and (versions := self._weight_versions()) != self._weights:
+            memory = self._scheduler.memory
+            if isinstance(memory, Lanes) and memory.graphs and _pointers(versions) != _pointers(self._weights):
+                memory.graphs.clear()
             self._weights = versions
             self._scheduler.drop_all()  # what the old weights computed
         self._requests[request.id] = request
@@ -403,6 +407,10 @@ class Engine:
         else:
             tensors = (*model.parameters(), *model.buffers())
         return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _pointers(versions: tuple[tuple[int, int], ...]) -> list[int]:
+    return [pointer for pointer, _ in versions]
 
 
 def _places(requests: Sequence[Request]) -> list[int]:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from talaria.infer.prefix_store import BLOCK
@@ -23,24 +25,34 @@ from talaria.model.shape import ModelShape
 
 
 class KVCache:
-    """`n_blocks` blocks for the keys and values of all layers.
+    """`n_blocks` blocks for the keys and values of all layers, and with `spare` one position behind them, for rows that
+    nobody asked for.
 
     Around each run of the model `begin_decode` or `begin_prefill` says which rows it is for; the model then calls
     `update` (and `carry`) in each layer.
     """
 
     def __init__(
-        self, shape: ModelShape, n_blocks: int, max_rows: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: ModelShape,
+        n_blocks: int,
+        max_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        spare: bool = False,
     ) -> None:
         self.n_blocks = n_blocks
         self.width = 0
         self._heads, self._d_head = shape.n_kv_heads, shape.d_head
         self._max_rows = max_rows
         self._device, self._dtype = device, dtype
-        size = n_blocks * BLOCK * shape.n_kv_heads * shape.d_head
+        position = shape.n_kv_heads * shape.d_head
+        size = n_blocks * BLOCK * position
         # Keys and values of layer 0, of layer 1, ...; on a CPU memory is taken when it is first written.
-        self._stored = [torch.empty(size, dtype=dtype, device=device) for _ in range(2 * shape.n_layers)]
-        self._as_blocks = [stored.view(n_blocks, self._heads, BLOCK, self._d_head) for stored in self._stored]
+        self._stored = [
+            torch.empty(size + spare * position, dtype=dtype, device=device) for _ in range(2 * shape.n_layers)
+        ]
+        self._as_blocks = [stored[:size].view(n_blocks, self._heads, BLOCK, self._d_head) for stored in self._stored]
         self._lanes: list[Tensor] = []
         self._n_written = 0
         self._carried: dict[str, Tensor] = {}
@@ -116,18 +128,36 @@ class KVCache:
 
         The mask is added to the scores, (B, 1, 1, S), or None where every row sees all.
         """
-        n_rows, capacity = len(lengths), self.width * BLOCK
+        n_rows = len(lengths)
         self._rows = slice(0, n_rows)
         self._seen = max(lengths) + 1
         lengths_B1 = torch.tensor(lengths, device=self._device)[:, None]
         if n_rows == 1:
             self._index = lengths[0]
             return lengths_B1, None
-        first_BK = torch.arange(n_rows * self._heads, device=self._device).view(n_rows, -1) * capacity
-        self._index = (first_BK + lengths_B1).flatten()
+        self._index = torch.from_numpy(self.places(lengths, n_rows)).to(self._device)
         if min(lengths) == max(lengths):
             return lengths_B1, None
         return lengths_B1, self._mask(lengths_B1)
+
+    def begin_decode_at(self, lengths_B1: Tensor, places_BK: Tensor, seen: int) -> Tensor:
+        """As `begin_decode`, of what lies on the device, where nothing is asked that the host would have to wait for:
+        all rows see `seen` positions, less those that the mask (B, 1, 1, S) hides."""
+        self._rows, self._index, self._seen = slice(0, len(lengths_B1)), places_BK, seen
+        return self._mask(lengths_B1)
+
+    def places(self, lengths: Sequence[int], n_rows: int) -> NDArray[np.int64]:
+        """Where `update` puts the next position of the first rows, (n_rows x K), counted in vectors of the memory; of
+        rows without a length, the last of the n_rows, where nobody reads."""
+        places_BK = np.full((n_rows, self._heads), self.n_blocks * BLOCK * self._heads) + np.arange(self._heads)
+        lane_K = np.arange(self._heads) * self.width * BLOCK
+        row_B1 = np.arange(len(lengths))[:, None] * self._heads * self.width * BLOCK
+        places_BK[: len(lengths)] = row_B1 + lane_K + np.array(lengths)[:, None]
+        return places_BK.reshape(-1)
+
+    def seen_up_to(self, n: int) -> int:
+        """So many positions, or all of a lane's."""
+        return min(n, self.width * BLOCK)
 
     def begin_prefill(
         self, first: int, starts: Sequence[int], n_new: Sequence[int], of: Tensor | None = None
@@ -155,15 +185,16 @@ class KVCache:
         """Append to one layer; returns all its keys and values up to the longest row, (B, K, S, E) each."""
         n_new = keys_BKTE.shape[2]
         stored = []
-        for new_BKTE, lanes in ((keys_BKTE, self._lanes[2 * layer]), (values_BKTE, self._lanes[2 * layer + 1])):
-            rows = lanes[self._rows]
+        for new_BKTE, which in ((keys_BKTE, 2 * layer), (values_BKTE, 2 * layer + 1)):
+            rows = self._lanes[which][self._rows]
             index = self._index
             if index is None:
                 rows[:, :, :n_new] = new_BKTE if self._of is None else new_BKTE[self._of]
             elif isinstance(index, int):
                 rows[:, :, index : index + 1] = new_BKTE
             elif isinstance(index, Tensor):
-                lanes.view(-1, self._d_head).index_copy_(0, index, new_BKTE.reshape(-1, self._d_head))
+                vectors = self._stored[which].view(-1, self._d_head)
+                vectors.index_copy_(0, index, new_BKTE.reshape(-1, self._d_head))
             else:
                 row_N, step_N, position_N = index
                 rows[row_N, :, position_N] = new_BKTE[row_N, :, step_N]

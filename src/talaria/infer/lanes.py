@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from talaria.infer.decode_graphs import DecodeGraphs
 from talaria.infer.kv_cache import KVCache
 from talaria.infer.prefix_store import BLOCK, PrefixStore, block_names, n_blocks_for
 from talaria.infer.scheduler import Request
 
 
 class Lanes:
-    """What `scheduler.Memory` says, over one cache. Without `prefixes` nothing is kept."""
+    """What `scheduler.Memory` says, over one cache. Without `prefixes` nothing is kept. `graphs` are steps over the
+    cache that are recorded."""
 
     block = BLOCK
 
-    def __init__(self, cache: KVCache, prefixes: PrefixStore | None) -> None:
-        self.cache, self.prefixes = cache, prefixes
+    def __init__(self, cache: KVCache, prefixes: PrefixStore | None, graphs: DecodeGraphs | None = None) -> None:
+        self.cache, self.prefixes, self.graphs = cache, prefixes, graphs
         self.n_blocks = cache.n_blocks
 
     def n_held(self, rows: Sequence[Request]) -> int:

@@ -108,7 +108,11 @@ class Attention(nn.Module):
         if mask is None and T not in (1, S):
             # With a cache the queries are the last T of S positions; is_causal would align them with the first.
             mask = torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
-        if bf16_products_are_faster(queries, keys):
+        if T == 1 and H != K and queries.is_cuda:
+            # The heads of a group as a head's queries: beside a mask torch would copy the keys for each of them.
+            queries_BKGE = queries.reshape(B, K, H // K, shape.d_head)
+            y_BHTE = F.scaled_dot_product_attention(queries_BKGE, keys, values, attn_mask=mask).reshape(queries.shape)
+        elif bf16_products_are_faster(queries, keys):
             y_BHTE = bf16_attention(queries, keys, values, mask)
         else:
             y_BHTE = F.scaled_dot_product_attention(

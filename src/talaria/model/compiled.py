@@ -9,7 +9,7 @@
 Keys and values lie in blocks of `PAGE` positions, anywhere in the memory; a sequence names its blocks in order, and two
 sequences may name the same one. Weights that are not live are fixed: compile again after training. INT8 and INT4
 weights multiply int8 activations, some columns of a row scaled by themselves, so that an answer does not depend on what
-runs beside it.
+runs beside it; on processors that cannot, see `has_int8_products`.
 
 Legend: B rows, T positions, N tokens of all sequences, M wanted ones, D model width, V vocabulary.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,7 +164,7 @@ class CompiledTransformer:
     """Reads sequences as `Transformer` does, to within the rounding of its weights' kernels.
 
     Built by `compile_transformer`. `weight_bytes` are those of the model it was made from, `step_bytes` those that
-    each step reads.
+    each step reads. `few_are_as_one`: a few tokens at once take little longer than one, and are rounded alike.
     """
 
     device = torch.device("cpu")
@@ -179,6 +180,7 @@ class CompiledTransformer:
         self._n_threads = n_threads
         self.shape = model.shape
         self.weight_bytes, self.step_bytes = weight_bytes(model), step_bytes(model)
+        self.few_are_as_one = has_int8_products() or not isinstance(model, QuantizedTransformer)
         self._trunks, self._head = trunks, head.create_infer_request()
         self._given: dict[str, Any] = {}
         for name, array in (head_weights or {}).items():
@@ -269,6 +271,17 @@ def _put(request: Any, given: dict[str, Any], name: str, values: Any) -> None:
 def _results(request: Any) -> list[Tensor]:
     request.infer()
     return [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
+
+
+@cache
+def has_int8_products() -> bool:
+    """Whether OpenVINO multiplies int8 activations here: x86 with VNNI.
+
+    Elsewhere INT8 and INT4 weights are expanded and multiplied in fp32: one token alone by another kernel, at half of
+    what two take, whose sums part from theirs by some 1e-6 of them.
+    """
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_vnni") or able.get("avx_vnni"))
 
 
 def can_compile(shape: ModelShape) -> bool:

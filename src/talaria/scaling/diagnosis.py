@@ -141,7 +141,11 @@ def _groups(law: Law, points: Points) -> list[tuple[Index, str]]:
         groups += [
             (order[:1], f"an end of {name}") for name, v in axes.items() for order in (np.argsort(v), np.argsort(-v))
         ]
-    return groups
+    # The highest losses may be the fewest tokens: told by their loss, whichever rounding would rank first.
+    first: dict[frozenset[int], tuple[Index, str]] = {}
+    for rows, which in groups:
+        first.setdefault(frozenset(rows.tolist()), (rows, which))
+    return list(first.values())
 
 
 def _repetition(points: Points) -> list[str]:
