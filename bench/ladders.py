@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--notes", type=int, metavar="TIMES", help="the English notes of a world, told so many times")
     parser.add_argument("--new-worlds", action="store_true", help="the notes are of another world each time")
     parser.add_argument("--told", type=int, metavar="PAGES", help="pages of facts of a world, some told far more often")
+    parser.add_argument("--phrasings", default="one")
     parser.add_argument("--symbols", action="store_true", help="the world of symbols")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
@@ -103,7 +104,7 @@ def main() -> None:
         path = options.folder / f"{name}-{options.notes}.jsonl"
         texts[name] = _as_it_is(notes(path, options.notes, options.new_worlds))
     if options.told:
-        texts["told"] = _as_it_is(told(options.folder / f"told-{options.told}.jsonl", options.told))
+        texts["told"] = _as_it_is(told(options.folder / f"told-{options.told}.jsonl", options.told, options.phrasings))
     if options.symbols:
         texts["symbols"] = _as_it_is(symbols(options.folder, 2 * options.tokens))
     if not options.table:
@@ -128,7 +129,7 @@ def notes(path: Path, times: int, new_worlds: bool) -> Path:
     return path
 
 
-def told(path: Path, pages: int) -> Path:
+def told(path: Path, pages: int, phrasings: str = "one") -> Path:
     """So many pages of six facts of the largest world in English, the fact of rank r drawn as often as 1/r says (Zipf
     1949): a few are told thousands of times, most once or never, as in people's texts."""
     if not path.exists():
@@ -141,7 +142,12 @@ def told(path: Path, pages: int) -> Path:
             lines = []
             for fact in generator.choices(facts, cum_weights=often, k=6):
                 phrasing = PHRASINGS["en"][fact.relation]
-                lines.append(state(generator.choice((phrasing.answer, *phrasing.statements)), fact, "en"))
+                ways = (phrasing.answer, *phrasing.statements)
+                if phrasings == "one":
+                    way = ways[0]
+                else:
+                    way = generator.choices(ways, weights=[1 / (1 + r) for r in range(len(ways))])[0]
+                lines.append(state(way, fact, "en"))
             rows.append(json.dumps({"text": " ".join(lines)}) + "\n")
         atomic_write(path, "".join(rows))
     return path

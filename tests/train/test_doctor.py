@@ -10,11 +10,11 @@ from random_weights import random_model
 from talaria.corpus.document import Document
 from talaria.model.checkpoint import save_model
 from talaria.model.settings import ModelSettings
-from talaria.model.shape import ModelShape
+from talaria.model.shape import ModelShape, shape_from_depth
 from talaria.tokens.settings import TokenizerSettings
 from talaria.tokens.shards import Shards, write_shards
 from talaria.tokens.tokenizer import Tokenizer
-from talaria.train.doctor import estimate_data_tokens, examine
+from talaria.train.doctor import estimate_data_tokens, examine, training_bytes_on_gpu
 from talaria.train.settings import PretrainSettings, SftSettings
 
 MODEL = ModelSettings(depth=1, d_model=16, n_heads=2, context=16)
@@ -65,3 +65,45 @@ def test_data_is_counted_if_there_are_shards_and_estimated_if_there_are_files(tm
     write_shards([Document("0", "a b c " * 50, "made")], tokenizer, run / "tokenizer" / "shards", settings)
     counted = Shards(run / "tokenizer" / "shards", "train").n_tokens
     assert estimate_data_tokens(run, 10, [str(text)]) == counted
+
+
+SMOLLM2 = ModelShape(
+    vocab_size=49152, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3, d_head=64, d_ff=1536, context=2048
+)
+GPT2 = ModelShape(
+    vocab_size=50257,
+    n_layers=12,
+    d_model=768,
+    n_heads=12,
+    context=1024,
+    norm="layernorm",
+    positions="learned",
+    feed_forward="gelu",
+    bias=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "context", "dtype", "optimizer", "documents", "measured"),
+    [  # MiB of tensors at the peak of a step on an H200, torch 2.11
+        (SMOLLM2, 32, 1024, "bfloat16", "adamw", False, 22751),
+        (SMOLLM2, 8, 1024, "bfloat16", "adamw", False, 7918),
+        (SMOLLM2, 8, 1024, "bfloat16", "muon", False, 7499),
+        (SMOLLM2, 8, 1024, "bfloat16", "adamw", True, 8420),
+        (SMOLLM2, 1, 1024, "bfloat16", "adamw", False, 3121),
+        (SMOLLM2, 8, 1024, "float32", "adamw", False, 19782),
+        (shape_from_depth(8, 8192, 1024), 32, 1024, "bfloat16", "muon", True, 9391),
+        (shape_from_depth(8, 8192, 1024), 8, 256, "bfloat16", "muon", True, 982),
+        (shape_from_depth(16, 32768, 1024), 16, 1024, "bfloat16", "adamw", False, 18960),
+        (shape_from_depth(16, 32768, 1024), 16, 1024, "bfloat16", "muon", True, 18726),
+        (shape_from_depth(16, 32768, 1024), 16, 1024, "float32", "adamw", True, 23459),
+        (GPT2, 16, 1024, "bfloat16", "adamw", False, 8210),
+        (GPT2, 16, 1024, "float32", "adamw", False, 11771),
+    ],
+)
+def test_memory_of_training_on_a_gpu_is_what_one_took(
+    shape: ModelShape, rows: int, context: int, dtype: str, optimizer: str, documents: bool, measured: int
+) -> None:
+    told = training_bytes_on_gpu(shape, rows, context, optimizer, dtype, documents) / 2**20
+    print(f"{told:,.0f} told, {measured:,} measured, {told / measured - 1:+.1%}")
+    assert told == pytest.approx(measured, rel=0.1)
