@@ -26,7 +26,7 @@ import random
 import shutil
 import statistics
 import time
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ from talaria.recipe import read_recipe, run_path
 from talaria.scaling.ray import predict_along
 from talaria.world.pages import build_pages
 from talaria.world.people import build_world
-from talaria.world.phrasing import state
-from talaria.world.phrasings import PHRASINGS
 from talaria.world.settings import WorldSettings
 from talaria.world.symbols import build_symbols, documents
 
@@ -76,8 +74,6 @@ def main() -> None:
     parser.add_argument("--world", type=int, metavar="ENTITIES", help="the embedded world, of so many entities")
     parser.add_argument("--notes", type=int, metavar="TIMES", help="the English notes of a world, told so many times")
     parser.add_argument("--new-worlds", action="store_true", help="the notes are of another world each time")
-    parser.add_argument("--told", type=int, metavar="PAGES", help="pages of facts of a world, some told far more often")
-    parser.add_argument("--phrasings", default="one")
     parser.add_argument("--symbols", action="store_true", help="the world of symbols")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
@@ -103,8 +99,6 @@ def main() -> None:
         name = "notes-of-new-worlds" if options.new_worlds else "notes-of-one-world"
         path = options.folder / f"{name}-{options.notes}.jsonl"
         texts[name] = _as_it_is(notes(path, options.notes, options.new_worlds))
-    if options.told:
-        texts["told"] = _as_it_is(told(options.folder / f"told-{options.told}.jsonl", options.told, options.phrasings))
     if options.symbols:
         texts["symbols"] = _as_it_is(symbols(options.folder, 2 * options.tokens))
     if not options.table:
@@ -126,30 +120,6 @@ def notes(path: Path, times: int, new_worlds: bool) -> Path:
             rows += [{"text": page.text} for page in pages if page.path.startswith("en/notes/")]
         random.Random(0).shuffle(rows)
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def told(path: Path, pages: int, phrasings: str = "one") -> Path:
-    """So many pages of six facts of the largest world in English, the fact of rank r drawn as often as 1/r says (Zipf
-    1949): a few are told thousands of times, most once or never, as in people's texts."""
-    if not path.exists():
-        generator = random.Random(0)
-        facts = list(build_world(WorldSettings(entities=4000)).facts)
-        generator.shuffle(facts)
-        often = list(accumulate(1 / rank for rank in range(1, len(facts) + 1)))
-        rows = []
-        for _ in range(pages):
-            lines = []
-            for fact in generator.choices(facts, cum_weights=often, k=6):
-                phrasing = PHRASINGS["en"][fact.relation]
-                ways = (phrasing.answer, *phrasing.statements)
-                if phrasings == "one":
-                    way = ways[0]
-                else:
-                    way = generator.choices(ways, weights=[1 / (1 + r) for r in range(len(ways))])[0]
-                lines.append(state(way, fact, "en"))
-            rows.append(json.dumps({"text": " ".join(lines)}) + "\n")
-        atomic_write(path, "".join(rows))
     return path
 
 

@@ -115,8 +115,11 @@ class Attention(nn.Module):
         elif bf16_products_are_faster(queries, keys):
             y_BHTE = bf16_attention(queries, keys, values, mask)
         else:
+            if H != K and queries.is_cuda and queries.dtype == torch.float32:
+                # torch has no kernel for groups of them there and would keep every weight, T x S a head.
+                keys, values = (x.repeat_interleave(H // K, dim=1) for x in (keys, values))
             y_BHTE = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=H != K
+                queries, keys, values, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=H != keys.shape[1]
             )
         y: Tensor = self.out(y_BHTE.transpose(1, 2).reshape(B, T, shape.d_attention))
         return y
