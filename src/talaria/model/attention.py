@@ -119,7 +119,7 @@ class Attention(nn.Module):
                 # torch has no kernel for groups of them there and would keep every weight, T x S a head.
                 keys, values = (x.repeat_interleave(H // K, dim=1) for x in (keys, values))
             y_BHTE = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=H != keys.shape[1]
+                queries, keys, values, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=keys.shape[1] != H
             )
         y: Tensor = self.out(y_BHTE.transpose(1, 2).reshape(B, T, shape.d_attention))
         return y

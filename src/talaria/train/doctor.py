@@ -183,7 +183,7 @@ def training_bytes(shape: ModelShape, rows: int, context: int, pretrain: Pretrai
 def training_bytes_on_gpu(
     shape: ModelShape, rows: int, context: int, optimizer: str, dtype: str, documents: bool
 ) -> int:
-    """Peak bytes of tensors in a training step there, `dtype` "bfloat16" or "float32": thirteen steps measured on an
+    """Peak bytes of tensors in a training step there, `dtype` "bfloat16" or "float32": sixteen steps measured on an
     H200 are told within a tenth (docs/results.md). `documents`: attention stays inside them."""
     tokens, is_bf16 = rows * context, dtype == "bfloat16"
     weights = shape.training_memory_bytes(0, context, optimizer=optimizer) + is_bf16 * 2 * shape.n_params()
@@ -193,9 +193,6 @@ def training_bytes_on_gpu(
     if shape.qk_norm and is_bf16:
         # Norms of bf16 activations leave fp32 ones.
         activations += 6.6 * tokens * shape.n_layers * (shape.n_heads + shape.n_kv_heads) * shape.d_head
-    if shape.n_heads != shape.n_kv_heads and not is_bf16:
-        # torch has no kernel for grouped queries in fp32 there, and keeps all weights of attention.
-        activations += 4 * tokens * context * shape.n_layers * shape.n_heads
     if documents:
         # Every layer keeps a mask of its own, as numbers that are added to the scores.
         activations += (2 if is_bf16 else 4) * tokens * context * shape.n_layers
