@@ -132,10 +132,12 @@ def test_memory_is_what_doctor_predicts(tmp_path: Path, scheme: str | None) -> N
 
 def test_steps_are_recorded_and_read_weights_that_were_trained_since(saved: Path) -> None:
     engine, plain = load(saved), load(saved)
-    graphs = engine._scheduler.memory.graphs
-    if "shifted" in str(saved) or graphs is None:
+    graphs, shape = engine._scheduler.memory.graphs, engine.trunk.shape
+    assert (graphs is None) == (shape.token_shift or shape.ngram_embeddings > 0)
+    if graphs is None:
         pytest.skip("looks back: not recorded")
     plain._scheduler.memory.graphs = None
+    recorded = {}
     for factor in (1.0, 1.7):
         for one in (engine, plain):
             with torch.no_grad():
@@ -143,5 +145,18 @@ def test_steps_are_recorded_and_read_weights_that_were_trained_since(saved: Path
         for _ in range(2):
             answers = [one.generate(PROMPTS, max_tokens=30, seed=2) for one in (engine, plain)]
             assert [answer.token_ids for answer in answers[0]] == [answer.token_ids for answer in answers[1]]
-        n = len(graphs._replays)
-    assert 0 < n == len(graphs._replays)
+        assert all(graphs._replays[key] is replay for key, replay in recorded.items()), "recorded anew"
+        recorded = dict(graphs._replays)
+    assert recorded
+
+
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_recorded_steps_of_bfloat16_and_rounded_weights_give_near_log_probs(saved: Path, scheme: str | None) -> None:
+    engines = [load(saved, scheme, dtype="bfloat16") for _ in range(2)]
+    engines[1]._scheduler.memory.graphs = None
+    one, other = (engine.generate(PROMPTS[:3], max_tokens=20, temperature=0) for engine in engines)
+    for a, b in zip(one, other, strict=True):
+        n = next(
+            (place for place, pair in enumerate(zip(a.token_ids, b.token_ids, strict=False)) if len({*pair}) > 1), 20
+        )
+        assert n > 3 and a.log_probs[:n] == pytest.approx(b.log_probs[:n], abs=0.1)

@@ -107,8 +107,10 @@ def test_a_model_that_looks_back_is_never_given_branches() -> None:
     assert torch.allclose(answer_log_probs(model, branch)[0][branch.mask_BT], expected, atol=1e-11, rtol=0)
 
 
-def test_log_probabilities_of_a_large_vocabulary_are_float64s() -> None:
+def test_log_probabilities_of_a_large_vocabulary_are_float64s(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug: softmax's sum of 50,000 exponentials, off by 2e-6 to 2e-5 without AVX-512, taken for exact."""
+    softmax = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda logits, dim: softmax(logits, dim=dim) * 1.0001)
     logits = 3 * torch.randn(64, 49152, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(64) * 700
     chosen, entropy = chosen_log_probs(logits, targets)

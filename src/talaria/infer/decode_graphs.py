@@ -1,14 +1,14 @@
 """One token for each row on a GPU, its hundreds of kernels recorded once and launched together.
 
 A small model's step takes longer to launch, kernel by kernel, than to compute. A CUDA graph launches all of it at once,
-over memory that never moves: so a step is recorded for a few numbers of rows and of positions, and rows that nobody
-asked for fill it up. It reads the weights where they lay when it was recorded: `clear` when they move.
-
-Legend: B rows, filled up; K key-value heads.
+over memory that never moves: so a step is recorded for a few numbers of rows, widths of lanes and positions, and rows
+that nobody asked for fill it up. It reads the weights where they lay when it was recorded: `clear` when they move.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +21,12 @@ from talaria.model.lora import LoraLinear
 from talaria.model.transformer import Transformer
 
 _FEWEST_POSITIONS = 256
+_MEETINGS = 4
+"""A step of new sizes is recorded when it is met for the fourth time: what runs down goes through many sizes once."""
 _MOST = 64
-"""Recorded steps; with more, as where lanes take ever new widths, all are let go. One takes some MiB."""
+"""Recorded steps; with more, as where memory is short and lanes take ever new widths, all are let go."""
+_one_at_a_time = threading.Lock()
+"""torch records one graph in a process at a time, and servers of several models have a thread for each."""
 
 
 class DecodeGraphs:
@@ -30,62 +34,77 @@ class DecodeGraphs:
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self._model, self._cache = model, cache
-        self._inputs: Tensor | None = None
+        most = _few(cache.max_rows)
+        self._inputs = torch.zeros((2 + model.shape.n_kv_heads) * most, dtype=torch.int64, device=model.device)
+        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        self._logits = torch.empty(most, model.shape.vocab_size, dtype=dtype, device=model.device)
+        self._replays: dict[tuple[int, int, int], Callable[[], None]] = {}
+        self._met: Counter[tuple[int, int, int]] = Counter()
+        self._has_memory = True
         self.clear()
 
     def clear(self) -> None:
         """Record anew what comes: weights have moved, or a module is another."""
-        self._replays: dict[tuple[int, int, int], Callable[[], Tensor]] = {}
-        self._met: set[tuple[int, int, int]] = set()
+        self._replays.clear()
+        self._met.clear()
         self._pool: Any = None  # one for all graphs; it ends with the last of them
         self._loras = [module for module in self._model.modules() if isinstance(module, LoraLinear)]
 
     def logits(self, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor | None:
         """Logits (rows, V) behind one more token of each of the first rows, which hold `lengths` positions; the next
-        call overwrites them. None where this step is not recorded, as a size that is met for the first time is not."""
-        n_rows, width = len(tokens), self._cache.width
-        rows = _few(n_rows)
-        if rows * width > self._cache.n_blocks or not all(lora.enabled for lora in self._loras):
+        call overwrites them. None where this step is not recorded: until its sizes were met a few times, and where
+        memory was too short for it."""
+        # Autocast keeps copies of weights, which a recorded step would go on reading.
+        if torch.is_autocast_enabled("cuda") or not all(lora.enabled for lora in self._loras):
             return None
-        if torch.is_autocast_enabled("cuda"):
-            return None  # it keeps copies of weights, which a recorded step would go on reading
+        n_rows, width = len(tokens), self._cache.width
+        rows = _few(n_rows) if _few(n_rows) * width <= self._cache.n_blocks else n_rows
         seen = self._cache.seen_up_to(max(_FEWEST_POSITIONS, 1 << max(lengths).bit_length()))
         key = rows, width, seen
-        if key not in self._replays and key not in self._met:
-            self._met.add(key)
+        self._met[key] += 1
+        if key not in self._replays and (self._met[key] < _MEETINGS or not self._has_memory):
             return None
-        inputs = np.zeros((2, rows), dtype=np.int64)
-        inputs[:, :n_rows] = tokens, lengths
-        places = self._cache.places(lengths, rows)
-        whole = torch.from_numpy(np.concatenate([inputs.reshape(-1), places]))
-        if key not in self._replays and len(self._replays) == _MOST:
-            self.clear()
-        if self._inputs is None or len(self._inputs) < len(whole):
-            self.clear()
-            self._inputs = torch.zeros(2 * len(whole), dtype=torch.int64, device=self._model.device)
-        self._inputs[: len(whole)].copy_(whole)
+        filled = np.zeros((2, rows), dtype=np.int64)
+        filled[:, :n_rows] = tokens, lengths
+        values = np.concatenate([filled.reshape(-1), self._cache.places(lengths, rows)])
+        inputs = self._inputs[: len(values)]
+        inputs.copy_(torch.from_numpy(values))
         if key not in self._replays:
-            own = self._inputs[: len(whole)]
-            self._replays[key] = self._recorded(lambda: self._step(own, rows, seen))
-        return self._replays[key]()[:n_rows]
+            if len(self._replays) == _MOST:
+                self.clear()
+            try:
+                self._replays[key] = self._recorded(lambda: self._step(inputs, rows, seen))
+            except torch.OutOfMemoryError:
+                self.clear()
+                self._has_memory = False
+                return None
+        self._replays[key]()
+        return self._logits[:n_rows]
 
-    def _step(self, inputs: Tensor, rows: int, seen: int) -> Tensor:
+    def _step(self, inputs: Tensor, rows: int, seen: int) -> None:
         tokens_B1, positions_B1 = inputs[:rows, None], inputs[rows : 2 * rows, None]
         mask = self._cache.begin_decode_at(positions_B1, inputs[2 * rows :], seen)
-        return self._model.head(self._model.hidden(tokens_B1, positions_B1, mask, self._cache)[:, 0])
+        hidden_B1D = self._model.hidden(tokens_B1, positions_B1, mask, self._cache)
+        self._logits[:rows].copy_(self._model.head(hidden_B1D[:, 0]))
 
-    def _recorded(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        step()  # what loads or allocates at its first call must not be recorded
-        graph = torch.cuda.CUDAGraph()
-        # A server's other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = step()
+    def _recorded(self, step: Callable[[], None]) -> Callable[[], None]:
+        device = self._model.device
+        with torch.cuda.device(device), _one_at_a_time:
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            step()  # what loads or allocates at its first call must not be recorded
+            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+            try:
+                # torch's own stream for recording is of whichever device came first.
+                stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                with torch.cuda.graph(graph, self._pool, stream, "thread_local"):
+                    step()
+            finally:
+                torch.cuda.set_stream(before)  # which torch leaves as it is where recording fails
 
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
 
         return replay
 

@@ -386,7 +386,11 @@ class Engine:
     def _submit(self, request: Request) -> int:
         if not self._requests and (versions := self._weight_versions()) != self._weights:
             memory = self._scheduler.memory
-            if isinstance(memory, Lanes) and memory.graphs and _pointers(versions) != _pointers(self._weights):
+            if (
+                isinstance(memory, Lanes)
+                and memory.graphs is not None
+                and _pointers(versions) != _pointers(self._weights)
+            ):
                 memory.graphs.clear()
             self._weights = versions
             self._scheduler.drop_all()  # what the old weights computed

@@ -44,7 +44,7 @@ class KVCache:
         self.n_blocks = n_blocks
         self.width = 0
         self._heads, self._d_head = shape.n_kv_heads, shape.d_head
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._device, self._dtype = device, dtype
         position = shape.n_kv_heads * shape.d_head
         size = n_blocks * BLOCK * position
@@ -205,7 +205,7 @@ class KVCache:
         """The n entries before `values` (B, T, ...); keeps each row's last n. What a new row finds there is the
         model's to ignore: it knows where a sequence starts."""
         if name not in self._carried:
-            self._carried[name] = values.new_zeros(self._max_rows, n, *values.shape[2:])
+            self._carried[name] = values.new_zeros(self.max_rows, n, *values.shape[2:])
         kept = self._carried[name][self._rows]
         joined = torch.cat([kept, values], dim=1)
         before = joined[:, :n]

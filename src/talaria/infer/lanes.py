@@ -13,6 +13,9 @@ from talaria.infer.kv_cache import KVCache
 from talaria.infer.prefix_store import BLOCK, PrefixStore, block_names, n_blocks_for
 from talaria.infer.scheduler import Request
 
+_RECORDED_WIDTHS = 256 // BLOCK
+"""Lanes over which steps are recorded are so many blocks wide, or a multiple."""
+
 
 class Lanes:
     """What `scheduler.Memory` says, over one cache. Without `prefixes` nothing is kept. `graphs` are steps over the
@@ -85,7 +88,11 @@ class Lanes:
         current, room = self.cache.width if n_rows else 0, self.cache.n_blocks // len(rows)
         most = max(n_blocks_for(request.n_positions) for request in rows)
         if most <= room:
-            return current if most <= current <= room else most
+            if most <= current <= room:
+                return current
+            # Every width is a step to record, and one that leaves no room for another row is no gain.
+            wide = -(-most // _RECORDED_WIDTHS) * _RECORDED_WIDTHS
+            return wide if self.graphs is not None and wide * (len(rows) + 1) <= self.cache.n_blocks else most
         need = max(n_blocks_for(len(request.ids)) for request in rows)
         if len(rows) > n_rows > 0:
             need += 1  # a newcomer that has to leave at the next block had better wait

@@ -183,8 +183,8 @@ def training_bytes(shape: ModelShape, rows: int, context: int, pretrain: Pretrai
 def training_bytes_on_gpu(
     shape: ModelShape, rows: int, context: int, optimizer: str, dtype: str, documents: bool
 ) -> int:
-    """Peak bytes of tensors in a training step there, `dtype` "bfloat16" or "float32": sixteen steps measured on an
-    H200 are told within a tenth (docs/results.md). `documents`: attention stays inside them."""
+    """Peak bytes of tensors in a training step there, `dtype` "bfloat16" or "float32": the steps of an H200
+    that tests/train/test_doctor.py lists are told within a tenth. `documents`: attention stays inside them."""
     tokens, is_bf16 = rows * context, dtype == "bfloat16"
     weights = shape.training_memory_bytes(0, context, optimizer=optimizer) + is_bf16 * 2 * shape.n_params()
     # A chunk of logits and their exponentials in fp32, and the gradient in the products' dtype.

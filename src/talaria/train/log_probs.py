@@ -23,8 +23,8 @@ def chosen_log_probs(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tens
 
 
 class _ChosenLogProbs(torch.autograd.Function):
-    """With p = softmax(l): log p_t = l_t - t, H = t - sum p l / sum p, d l = g (1_t - p), all with the log total
-    t = max l - log max p + log sum p."""
+    """With p = softmax(l): log p_t = l_t - t, H = t - sum p l / sum p, d l = g (1_t - p / sum p), all with the
+    log total t = max l - log max p + log sum p."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,13 +36,13 @@ class _ChosenLogProbs(torch.autograd.Function):
         log_total_N = logits_NV.amax(dim=-1) - probs_NV.amax(dim=-1).log() + sum_N.log()
         log_probs_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1) - log_total_N
         entropy_N = log_total_N - torch.linalg.vecdot(probs_NV, logits_NV) / sum_N
-        ctx.save_for_backward(probs_NV, targets_N)
+        ctx.save_for_backward(probs_NV, sum_N, targets_N)
         ctx.mark_non_differentiable(entropy_N)
         return log_probs_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_N: Tensor, _entropy: Tensor) -> tuple[Tensor, None]:
-        probs_NV, targets_N = ctx.saved_tensors
-        gradient_NV = probs_NV * -g_N[:, None]
+        probs_NV, sum_N, targets_N = ctx.saved_tensors
+        gradient_NV = probs_NV * (-g_N / sum_N)[:, None]
         return gradient_NV.scatter_add_(1, targets_N[:, None], g_N[:, None]), None
