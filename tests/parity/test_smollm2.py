@@ -92,14 +92,16 @@ def prompts(tokenizer: Tokenizer) -> list[list[int]]:
 def test_logits_are_transformers_on_20_prompts(ours: Any, theirs: Any) -> None:
     lengths = [len(ids) for ids in prompts(ours[1])]
     assert len(lengths) == 20 and min(lengths) == 5 and max(lengths) == 500
-    exact = copy.deepcopy(ours[0]).double()
+    ours_exact, theirs_exact = copy.deepcopy(ours[0]).double(), copy.deepcopy(theirs[0]).double()
     with torch.no_grad():
         for ids in prompts(ours[1]):
             tokens = torch.tensor([ids])
-            here, there, reference = ours[0](tokens), theirs[0](tokens).logits, exact(tokens)
-            # How far fp32 is from float64 differs from processor to processor; ours may not be worse than theirs.
-            assert (here - reference).abs().max() <= 1.5 * (there - reference).abs().max()
-            torch.testing.assert_close(here, there, rtol=0, atol=2e-4)
+            here, there = ours_exact(tokens), theirs_exact(tokens).logits
+            torch.testing.assert_close(here, there, rtol=0, atol=1e-4)
+            # How far fp32 is from float64 differs from processor to processor; ours is no worse than theirs.
+            error, their_error = (ours[0](tokens) - here).abs().max(), (theirs[0](tokens).logits - there).abs().max()
+            print(f"{len(ids)} tokens: {error:.1e} from float64, theirs {their_error:.1e}")
+            assert error <= 2 * their_error
 
 
 def test_greedy_continuations_are_the_same(ours: Any, theirs: Any) -> None:

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from talaria.errors import UserError
 from talaria.scaling.allocation_laws import _losses, fit_envelope, fit_isoflop
-from talaria.scaling.diagnosis import diagnose
+from talaria.scaling.diagnosis import _groups, diagnose
 from talaria.scaling.fit import fit_law, hold_out
 from talaria.scaling.laws import BROKEN, CHINCHILLA, KAPLAN, LAWS, REPEATED, Law
 from talaria.scaling.least_squares import HUBER_DELTA, huber, minimise
@@ -337,6 +337,15 @@ def test_the_replication_of_chinchilla_is_reproduced(replication: Points) -> Non
     assert float(huber(fit.residuals).sum()) <= 0.0010182740347
     assert fit.coefficients["E"] == pytest.approx(1.8172, abs=0.001)
     assert fit.coefficients["beta"] == pytest.approx(0.3672, abs=0.001)
+
+
+def test_rows_that_are_extreme_in_two_ways_are_told_by_their_loss() -> None:
+    """The bug: the highest losses, which were the fewest tokens too, told by whichever rounding ranked first."""
+    points = planted(CHINCHILLA, 100, 0.01)
+    least = np.argsort(points.tokens)[:2]
+    points.loss[least] = 2 * points.loss.max() + np.arange(2)[::-1]
+    told = [(set(rows.tolist()), which) for rows, which in _groups(CHINCHILLA, points)]
+    assert [which for rows, which in told if rows == set(least.tolist())] == ["highest loss"]
 
 
 @pytest.mark.real_data
