@@ -88,13 +88,18 @@ def test_more_sizes_than_are_kept_are_recorded_anew(monkeypatch: pytest.MonkeyPa
 def test_where_memory_is_too_short_to_record_steps_run_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, plain = engine_of(2), engine_of(2, recorded=False)
 
+    n_tried = 0
+
     def fails(step: Callable[[], None]) -> Callable[[], None]:
+        nonlocal n_tried
+        n_tried += 1
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(engine._scheduler.memory.graphs, "_recorded", fails)
     for _ in range(2):
         one, other = (each.generate(PROMPTS, max_tokens=9, temperature=0) for each in (engine, plain))
         assert [answer.token_ids for answer in one] == [answer.token_ids for answer in other]
+    assert n_tried == 1
 
 
 def test_rows_that_fill_up_write_where_nobody_reads() -> None:

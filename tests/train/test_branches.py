@@ -113,7 +113,12 @@ def test_log_probabilities_of_a_large_vocabulary_are_float64s(monkeypatch: pytes
     monkeypatch.setattr(torch, "softmax", lambda logits, dim: softmax(logits, dim=dim) * 1.0001)
     logits = 3 * torch.randn(64, 49152, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(64) * 700
+    logits.requires_grad_()
     chosen, entropy = chosen_log_probs(logits, targets)
+    [gradient] = torch.autograd.grad(chosen.sum(), logits)
+    logits = logits.detach()
     exact = logits.double().log_softmax(-1)
+    one_hot = torch.nn.functional.one_hot(targets, 49152)
+    assert float((gradient - (one_hot - exact.exp())).norm()) < 1e-5 * float(exact.exp().norm())
     assert (chosen - exact.gather(1, targets[:, None]).squeeze(1)).abs().mean() < 1e-6
     assert entropy.double().numpy() == pytest.approx(-(exact.exp() * exact).sum(-1).numpy(), abs=1e-5)

@@ -40,14 +40,16 @@ class DecodeGraphs:
         self._logits = torch.empty(most, model.shape.vocab_size, dtype=dtype, device=model.device)
         self._replays: dict[tuple[int, int, int], Callable[[], None]] = {}
         self._met: Counter[tuple[int, int, int]] = Counter()
-        self._has_memory = True
+        # One for all recordings: what a graph leaves free in their pool only the same stream may use again.
+        self._stream: Any = None
         self.clear()
 
     def clear(self) -> None:
         """Record anew what comes: weights have moved, or a module is another."""
         self._replays.clear()
         self._met.clear()
-        self._pool: Any = None  # one for all graphs; it ends with the last of them
+        self._pool: Any = None  # one for all graphs
+        self._has_memory = True
         self._loras = [module for module in self._model.modules() if isinstance(module, LoraLinear)]
 
     def logits(self, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor | None:
@@ -75,8 +77,7 @@ class DecodeGraphs:
             try:
                 self._replays[key] = self._recorded(lambda: self._step(inputs, rows, seen))
             except torch.OutOfMemoryError:
-                self.clear()
-                self._has_memory = False
+                self._has_memory = False  # for another step, until all are recorded anew
                 return None
         self._replays[key]()
         return self._logits[:n_rows]
@@ -92,12 +93,12 @@ class DecodeGraphs:
         with torch.cuda.device(device), _one_at_a_time:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
+            if self._stream is None:  # torch's own is of whichever device came first
+                self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             step()  # what loads or allocates at its first call must not be recorded
             graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
             try:
-                # torch's own stream for recording is of whichever device came first.
-                stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-                with torch.cuda.graph(graph, self._pool, stream, "thread_local"):
+                with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
                     step()
             finally:
                 torch.cuda.set_stream(before)  # which torch leaves as it is where recording fails

@@ -110,8 +110,9 @@ class Engine:
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None) -> int:
         """Queue a prompt; returns the number under which `step` gives its chunks.
 
-        The same seed gives the same answer in any company; None draws one. Raises UserError for a prompt that is empty,
-        that leaves no room in the context, or that with max_tokens needs more than all memory.
+        The same seed gives the same answer in any company, as far as kernels round alike (docs/serving.md); None draws
+        one. Raises UserError for a prompt that is empty, that leaves no room in the context, or that with max_tokens
+        needs more than all memory.
         """
         return self._submit(self._request(prompt_ids, "the prompt", sampling, seed))
 
