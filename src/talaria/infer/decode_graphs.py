@@ -2,7 +2,7 @@
 
 A small model's step takes longer to launch, kernel by kernel, than to compute. A CUDA graph launches all of it at once,
 over memory that never moves: so a step is recorded for a few numbers of rows, widths of lanes and positions, and rows
-that nobody asked for fill it up. It reads the weights where they lay when it was recorded: `clear` when they move.
+that nobody asked for fill it up. It reads the weights where they lay when it was recorded: see `follow_weights`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from talaria.infer.kv_cache import KVCache
+from talaria.infer.prefix_store import BLOCK
 from talaria.model.lora import LoraLinear
 from talaria.model.transformer import Transformer
 
@@ -34,7 +35,7 @@ class DecodeGraphs:
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self._model, self._cache = model, cache
-        most = _few(cache.max_rows)
+        most = _filled_up(cache.max_rows)
         self._inputs = torch.zeros((2 + model.shape.n_kv_heads) * most, dtype=torch.int64, device=model.device)
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self._logits = torch.empty(most, model.shape.vocab_size, dtype=dtype, device=model.device)
@@ -42,10 +43,15 @@ class DecodeGraphs:
         self._met: Counter[tuple[int, int, int]] = Counter()
         # One for all recordings: what a graph leaves free in their pool only the same stream may use again.
         self._stream: Any = None
-        self.clear()
+        self._clear()
 
-    def clear(self) -> None:
-        """Record anew what comes: weights have moved, or a module is another."""
+    def follow_weights(self) -> None:
+        """Record anew what comes if weights lie elsewhere by now, or are others; trained in place, they are read."""
+        if self._weights != _places_of(self._model):
+            self._clear()
+
+    def _clear(self) -> None:
+        self._weights = _places_of(self._model)
         self._replays.clear()
         self._met.clear()
         self._pool: Any = None  # one for all graphs
@@ -60,8 +66,8 @@ class DecodeGraphs:
         if torch.is_autocast_enabled("cuda") or not all(lora.enabled for lora in self._loras):
             return None
         n_rows, width = len(tokens), self._cache.width
-        rows = _few(n_rows) if _few(n_rows) * width <= self._cache.n_blocks else n_rows
-        seen = self._cache.seen_up_to(max(_FEWEST_POSITIONS, 1 << max(lengths).bit_length()))
+        rows = _filled_up(n_rows) if _filled_up(n_rows) * width <= self._cache.n_blocks else n_rows
+        seen = min(width * BLOCK, max(_FEWEST_POSITIONS, 1 << max(lengths).bit_length()))
         key = rows, width, seen
         self._met[key] += 1
         if key not in self._replays and (self._met[key] < _MEETINGS or not self._has_memory):
@@ -73,7 +79,7 @@ class DecodeGraphs:
         inputs.copy_(torch.from_numpy(values))
         if key not in self._replays:
             if len(self._replays) == _MOST:
-                self.clear()
+                self._clear()
             try:
                 self._replays[key] = self._recorded(lambda: self._step(inputs, rows, seen))
             except torch.OutOfMemoryError:
@@ -110,5 +116,9 @@ class DecodeGraphs:
         return replay
 
 
-def _few(n_rows: int) -> int:
+def _places_of(model: Transformer) -> list[int]:
+    return [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
+
+
+def _filled_up(n_rows: int) -> int:
     return 1 << (n_rows - 1).bit_length() if n_rows <= 8 else -(-n_rows // 8) * 8

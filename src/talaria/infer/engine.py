@@ -35,7 +35,6 @@ from talaria.infer.contract import (
 from talaria.infer.decoding import default_cache_bytes, memory_for, run
 from talaria.infer.drafts import Drafts
 from talaria.infer.grammar import Grammars
-from talaria.infer.lanes import Lanes
 from talaria.infer.likelihood import score_pairs
 from talaria.infer.memory import PREFILL_CHUNK
 from talaria.infer.prefix_store import n_blocks_for
@@ -386,13 +385,6 @@ class Engine:
 
     def _submit(self, request: Request) -> int:
         if not self._requests and (versions := self._weight_versions()) != self._weights:
-            memory = self._scheduler.memory
-            if (
-                isinstance(memory, Lanes)
-                and memory.graphs is not None
-                and _pointers(versions) != _pointers(self._weights)
-            ):
-                memory.graphs.clear()
             self._weights = versions
             self._scheduler.drop_all()  # what the old weights computed
         self._requests[request.id] = request
@@ -412,10 +404,6 @@ class Engine:
         else:
             tensors = (*model.parameters(), *model.buffers())
         return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
-
-
-def _pointers(versions: tuple[tuple[int, int], ...]) -> list[int]:
-    return [pointer for pointer, _ in versions]
 
 
 def _places(requests: Sequence[Request]) -> list[int]:

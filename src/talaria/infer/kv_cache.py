@@ -155,10 +155,6 @@ class KVCache:
         places_BK[: len(lengths)] = row_B1 + lane_K + np.array(lengths)[:, None]
         return places_BK.reshape(-1)
 
-    def seen_up_to(self, n: int) -> int:
-        """So many positions, or all of a lane's."""
-        return min(n, self.width * BLOCK)
-
     def begin_prefill(
         self, first: int, starts: Sequence[int], n_new: Sequence[int], of: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:

@@ -71,6 +71,8 @@ class Lanes:
             self.prefixes.set_boundary(0)
             self.prefixes.clear()
         self.cache.wipe()
+        if self.graphs is not None:
+            self.graphs.follow_weights()
 
     def _known(self, request: Request) -> list[int]:
         """Blocks of what is known of its beginning; two ids at least are left to read, as one goes through other
