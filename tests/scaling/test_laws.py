@@ -254,6 +254,48 @@ def test_the_envelope_follows_the_best_size() -> None:
     assert fit.coefficients["a"] + fit.coefficients["b"] == pytest.approx(1)
 
 
+def curves(seed: int, noise: float, together: bool = False) -> Points:
+    """Chinchilla's law with alpha = beta, noise of each row or, `together`, of each curve as a whole."""
+    sizes, budgets = np.geomspace(3e7, 3e9, 10), np.geomspace(1e18, 1e21, 16)
+    params, flops = (grid.ravel() for grid in np.meshgrid(sizes, budgets, indexing="ij"))
+    tokens = flops / 6 / params
+    errors = np.random.default_rng(seed).standard_normal((10, 1 if together else 16))
+    errors = np.broadcast_to(errors, (10, 16)).ravel()
+    loss = (1.8 + 480 / params**0.35 + 950 / tokens**0.35) * np.exp(noise * errors)
+    return Points(params, tokens, flops, loss, np.arange(2, len(loss) + 2))
+
+
+def test_noise_does_not_flatten_the_envelope() -> None:
+    """The lowest of noisy curves is low by chance: without what is taken off, the mean of these twelve is 0.45."""
+    corrected, plain = [], []
+    for seed in range(12):
+        fit, found = fit_envelope(curves(seed, 0.01), draws=60)
+        corrected.append(fit.coefficients["a"])
+        plain.append(np.polyfit(found[:, 0], found[:, 1], 1)[0])
+    error = np.std(corrected, ddof=1) / np.sqrt(len(corrected))
+    assert np.mean(plain) < 0.5 - 2 * np.std(plain, ddof=1) / np.sqrt(len(plain))
+    assert abs(np.mean(corrected) - 0.5) < 2 * error
+
+
+def test_errors_along_a_curve_hang_together() -> None:
+    """Noise of whole curves cannot be smoothed away; errors drawn row by row would give both the same interval."""
+
+    def width(seed: int, together: bool) -> float:
+        low, high = fit_envelope(curves(seed, 0.003, together), draws=100)[0].interval("a")
+        return high - low
+
+    each, whole = (sum(width(seed, together) for seed in range(4)) for together in (False, True))
+    assert whole > 1.5 * each
+
+
+def test_an_envelope_of_losses_that_rise_with_scale_is_refused() -> None:
+    points = curves(0, 0.0)
+    off = np.log(points.params) - np.log(0.09 * np.sqrt(points.flops))
+    loss = 1.8 + 0.05 * off**2 + 0.05 * np.log(points.flops / 1e18)
+    with pytest.raises(UserError, match="does not fall with scale"):
+        fit_envelope(Points(**(vars(points) | {"loss": loss})), draws=20)
+
+
 # ------------------------------------------------------------------------------------------ warnings
 
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from talaria.errors import UserError
 from talaria.scaling.fit import Fit, HeldOut
+from talaria.scaling.laws import CHINCHILLA, best_sizes, rising
+from talaria.scaling.least_squares import minimise, minimise_from_grid
 from talaria.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN, Array, Index, Points
 
 _SAME_SIZE = 0.01
@@ -23,6 +25,8 @@ _SAME_BUDGET = 0.05
 _FEWEST_SIZES = 5
 """Of a budget, below which its parabola leaves one residual or none to tell its own error by."""
 _GRID = 400
+_SEARCHED = 400
+"""Rows among which Chinchilla's law is looked for from all its starts; all rows then choose it from there."""
 _HELD_OUT_FROM = 0.75
 """The share of the envelope's budgets that predicts the best sizes of the others, the largest."""
 
@@ -91,8 +95,14 @@ def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, 
 def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, Array]:
     """Power laws through the lower envelope. Returns the fit and the envelope's rows (log C, log N).
 
-    The curve of a size is its rows in order of compute, with log loss linear in log compute between them; a size with
-    one row has no curve and counts at its own budget alone. The bootstrap draws sizes with replacement.
+    The curve of a size is its rows in order of compute, smoothed by a cubic where there are six or more; a size with
+    one row has no curve and counts at its own budget alone.
+
+    The lowest of noisy curves is low by chance, which flattens the line through them. By how much is seen on curves
+    whose best sizes are known: those of Chinchilla's law fitted to the same rows, each with its residuals as they are
+    or with their signs turned (the wild bootstrap of whole clusters; Cameron, Gelbach and Miller 2008), since the
+    errors along a curve hang together. What the line through such curves is off by in the median is taken off the
+    coefficients, and its spread is their interval.
     """
     log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
     sizes = _groups(log_n, _SAME_SIZE)
@@ -111,17 +121,16 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
             "at no two budgets is a size the best between a smaller and a larger one; train more sizes over the "
             "same budgets"
         )
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(draws):
-        chosen = np.unique(generator.integers(0, len(curves), len(curves)))
-        if (one := _envelope(losses[chosen], size[chosen], grid)) is not None:
-            drawn.append(np.polyfit(one[:, 0], one[:, 1], 1))
-    if len(drawn) < draws / 2:
-        raise UserError("too few sizes overlap for an interval; train more sizes over the same budgets")
-    slope, offset = np.polyfit(found[:, 0], found[:, 1], 1)
+    # Lines by their slope and their height in the middle of the budgets: there the two hardly hang together.
+    middle = float(found[:, 0].mean())
+    line = np.polyfit(found[:, 0] - middle, found[:, 1], 1)
+    simulated, known = _lines_through_simulated(points, curves, size, grid, middle, draws, seed)
+    drawn = line + known - simulated
+    slope, height = np.median(drawn, axis=0)
+    drawn[:, 1] -= drawn[:, 0] * middle
+    offset = height - slope * middle
     residuals = found[:, 1] - (offset + slope * found[:, 0])
-    fit = _told("envelope", slope, offset, np.array(drawn), residuals, len(points), seed)
+    fit = _told("envelope", slope, offset, drawn, residuals, len(points), seed)
     border = np.quantile(found[:, 0], _HELD_OUT_FROM)
     beyond, earlier = found[found[:, 0] > border], grid[grid <= border]
     below = _envelope(_losses(curves, log_c, log_loss, earlier, border), size, earlier)
@@ -131,6 +140,38 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
     if len(np.unique(found[:, 1])) < 4:
         fit.warnings.append(f"only {len(np.unique(found[:, 1]))} sizes are ever the best; add sizes between them")
     return fit, found
+
+
+def _lines_through_simulated(
+    points: Points, curves: list[Index], size: Array, grid: Array, middle: float, draws: int, seed: int
+) -> tuple[Array, Array]:
+    """Slope and height at log C = `middle` of the lines through the envelopes of curves that follow Chinchilla's law
+    but for their residuals, (draws, 2), and of the line that they would show without any error, (2,)."""
+    log_c, log_loss = np.log(points.flops), np.log(points.loss)
+    generator, lines = np.random.default_rng(seed), []
+    some = generator.permutation(len(points))[:_SEARCHED]
+    few = points.take(some)
+    theta, _ = minimise_from_grid(lambda theta: CHINCHILLA.predict(theta, few), CHINCHILLA.starts(few), log_loss[some])
+    thetas, _ = minimise(lambda theta: CHINCHILLA.predict(theta, points), theta[None], log_loss)
+    law = {name: float(values[0]) for name, values in CHINCHILLA.coefficients(thetas).items()}
+    if wrong := rising(law):
+        raise UserError(
+            f"Chinchilla's law through these rows has {wrong[0]} {law[wrong[0]]:.3g}: a loss that does not fall with "
+            "scale has no best size; give the curves of other runs"
+        )
+    log_law = CHINCHILLA.predict(thetas, points)[0][0]
+    residuals = log_loss - log_law
+    for _ in range(draws):
+        errors = residuals.copy()
+        for rows, sign in zip(curves, generator.choice([-1.0, 1.0], len(curves)), strict=True):
+            errors[rows] *= sign
+        found = _envelope(_losses(curves, log_c, log_law + errors, grid), size, grid)
+        if found is not None:
+            lines.append(np.polyfit(found[:, 0] - middle, found[:, 1], 1))
+    if len(lines) < draws / 2:
+        raise UserError("too few sizes overlap for an interval; train more sizes over the same budgets")
+    n_0, a = best_sizes("chinchilla", law)
+    return np.array(lines), np.array([a, np.log(n_0) + a * middle])
 
 
 def _losses(curves: list[Index], log_c: Array, log_loss: Array, grid: Array, until: float = np.inf) -> Array:
