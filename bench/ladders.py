@@ -3,13 +3,15 @@
     python bench/ladders.py --text poems=poems.jsonl --seeds 0 1 2 3 4 --minutes 10       # until it is done
     python bench/ladders.py --text poems=poems.jsonl --table                              # so far
     python bench/ladders.py --notes 800 --new-worlds --vocabulary 1024 --width 96 --heads 12 --tokens 8000000
+    python bench/ladders.py --told 115000 --vocabulary 1024 --width 96 --heads 12 --tokens 8000000
     python bench/ladders.py --symbols --depth 3 --width 96 --tokens 6800000
     python bench/ladders.py --planted 60       # no training: how often the interval holds planted laws
 
 `--world 800` is the whole text of an embedded world of 800 entities. `--notes 800` are the English notes of a world of
 60, told so many times in phrasings and an order drawn anew; with `--new-worlds` each time of another world, so that
-there are no facts to learn by heart, only how they are told. `--symbols` is the text of the world of the study of
-curves (`world/symbols.py`), every document of it new, a token a character.
+there are no facts to learn by heart, only how they are told. `--told 115000` are so many documents of six facts each
+about 12,000 entities, some of which are spoken of far more often than others, as in what people write. `--symbols` is
+the text of the world of the study of curves (`world/symbols.py`), every document of it new, a token a character.
 
 Every seed of every text is a recipe of its own with other initial weights and another order of the text; corpus and
 tokenizer are made once for each text. The prediction is kept in `predicted.json` before the large run begins, and never
@@ -39,6 +41,8 @@ from talaria.recipe import read_recipe, run_path
 from talaria.scaling.ray import predict_along
 from talaria.world.pages import build_pages
 from talaria.world.people import build_world
+from talaria.world.phrasing import state
+from talaria.world.phrasings import PHRASINGS
 from talaria.world.settings import WorldSettings
 from talaria.world.symbols import build_symbols, documents
 
@@ -74,6 +78,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, metavar="ENTITIES", help="the embedded world, of so many entities")
     parser.add_argument("--notes", type=int, metavar="TIMES", help="the English notes of a world, told so many times")
     parser.add_argument("--new-worlds", action="store_true", help="the notes are of another world each time")
+    parser.add_argument("--told", type=int, metavar="DOCUMENTS", help="facts of many worlds, some told far more often")
     parser.add_argument("--symbols", action="store_true", help="the world of symbols")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/ladders"))
@@ -99,6 +104,8 @@ def main() -> None:
         name = "notes-of-new-worlds" if options.new_worlds else "notes-of-one-world"
         path = options.folder / f"{name}-{options.notes}.jsonl"
         texts[name] = _as_it_is(notes(path, options.notes, options.new_worlds))
+    if options.told:
+        texts["told"] = _as_it_is(told(options.folder / f"told-{options.told}.jsonl", options.told))
     if options.symbols:
         texts["symbols"] = _as_it_is(symbols(options.folder, 2 * options.tokens))
     if not options.table:
@@ -120,6 +127,28 @@ def notes(path: Path, times: int, new_worlds: bool) -> Path:
             rows += [{"text": page.text} for page in pages if page.path.startswith("en/notes/")]
         random.Random(0).shuffle(rows)
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def told(path: Path, documents: int) -> Path:
+    """So many documents of six English facts, in two phrasings each, of the entities of three worlds; the r-th entity
+    is spoken of as often as 1/r^2, each of its facts alike."""
+    if not path.exists():
+        generator = np.random.default_rng(0)
+        subjects = []
+        for number in range(3):
+            world = build_world(WorldSettings(entities=4000, seed=number))
+            subjects += [world.facts_about(entity) for entity in world.entities]
+        generator.shuffle(subjects)
+        weights = 1.0 / np.arange(1, len(subjects) + 1) ** 2
+        sentences = []
+        for subject in generator.choice(len(subjects), 6 * documents, p=weights / weights.sum()):
+            fact = subjects[subject][generator.integers(len(subjects[subject]))]
+            phrasing = PHRASINGS["en"][fact.relation]
+            ways = (phrasing.answer, *phrasing.statements)[:2]
+            sentences.append(state(ways[generator.integers(len(ways))], fact, "en"))
+        texts = (" ".join(sentences[start : start + 6]) for start in range(0, len(sentences), 6))
+        atomic_write(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
 
