@@ -1,6 +1,7 @@
 """Planted laws: how often the interval of a fitted coefficient holds the true one; and how long a large fit takes.
 
     python bench/laws.py --simulations 200             # coverage of 80 % intervals, law by law
+    python bench/laws.py --envelopes                   # the envelope's exponent where other laws are the truth
     python bench/laws.py --speed                       # 1,000 points, 1,000 bootstrap draws
     python bench/laws.py --open-lm DATA/scaling/mlfoundations_scaling/runs_tidy.csv    # large runs from small ones
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from talaria.errors import UserError
 from talaria.scaling.allocation_laws import fit_envelope, fit_isoflop
 from talaria.scaling.fit import fit_law
 from talaria.scaling.laws import LAWS
@@ -53,14 +55,73 @@ def planted_isoflop(noise: float, seed: int) -> Points:
     return _points(np.exp(log_n), flops, loss)
 
 
-def planted_envelope(noise: float, seed: int) -> Points:
-    """Curves of 14 sizes over the same budgets by the law of `chinchilla` with alpha = beta, whose best size goes as
-    C^0.5."""
+def loss_of(truth: str, params: Array, flops: Array) -> Array:
+    """By the law of `chinchilla` with alpha = beta, whose best size goes as C^0.5; or with others, by Kaplan's, or with
+    a third more loss while few tokens have been read."""
+    tokens = flops / 6 / params
+    if truth == "kaplan":
+        loss: Array = ((6.4e13 / params) ** (0.076 / 0.103) + 1.8e13 / tokens) ** 0.103
+        return loss
+    if truth == "unequal":
+        return 1.8 + 480 / params**0.30 + 950 / tokens**0.38
+    even = 1.8 + 480 / params**0.35 + 950 / tokens**0.35
+    return even * (1 + 0.3 * np.exp(-tokens / 3e9)) if truth == "late" else even
+
+
+def planted_envelope(
+    noise: float, seed: int, truth: str = "even", n_sizes: int = 14, n_budgets: int = 40, correlation: float = 0.0
+) -> Points:
+    """Curves of sizes over the same budgets; errors along a curve may correlate from row to row."""
     generator = np.random.default_rng(seed)
-    sizes, budgets = np.geomspace(3e7, 3e9, 14), np.geomspace(1e18, 1e21, 40)
+    sizes, budgets = np.geomspace(3e7, 3e9, n_sizes), np.geomspace(1e18, 1e21, n_budgets)
     params, flops = (grid.ravel() for grid in np.meshgrid(sizes, budgets, indexing="ij"))
-    loss = 1.8 + 480 / params**0.35 + 950 / (flops / 6 / params) ** 0.35
-    return _points(params, flops, loss * np.exp(noise * generator.standard_normal(len(loss))))
+    errors = generator.standard_normal((n_sizes, n_budgets))
+    for row in range(1, n_budgets):
+        errors[:, row] = correlation * errors[:, row - 1] + math.sqrt(1 - correlation**2) * errors[:, row]
+    return _points(params, flops, loss_of(truth, params, flops) * np.exp(noise * errors.ravel()))
+
+
+ENVELOPES = [  # truth, noise, sizes, budgets, correlation
+    ("even", 0.01, 14, 40, 0.0),
+    ("even", 0.01, 14, 40, 0.8),
+    ("even", 0.003, 14, 40, 0.0),
+    ("unequal", 0.01, 14, 40, 0.0),
+    ("kaplan", 0.01, 14, 40, 0.0),
+    ("kaplan", 1e-6, 14, 40, 0.0),
+    ("late", 0.01, 14, 40, 0.0),
+    ("late", 1e-6, 14, 40, 0.0),
+    ("even", 0.003, 7, 12, 0.0),
+    ("even", 0.003, 5, 6, 0.0),
+]
+
+
+def envelopes(seeds: range, draws: int) -> str:
+    """Markdown: a row of each of `ENVELOPES`. The truth is the line through the law's own best sizes at the budgets
+    that the envelope has."""
+    lines = ["| curves | truth | lowest as they are: mean, off (rms) | told: mean, off (rms) | its 80 % hold | width |"]
+    lines.append("|---|---|---|---|---|---|")
+    between = np.geomspace(3e6, 3e10, 4000)
+    for truth, noise, n_sizes, n_budgets, correlation in ENVELOPES:
+        rows = []
+        for seed in seeds:
+            points = planted_envelope(noise, seed, truth, n_sizes, n_budgets, correlation)
+            try:
+                fit, found = fit_envelope(points, draws, seed)
+            except UserError:
+                continue
+            budgets = np.exp(found[:, 0])
+            best = between[np.argmin(loss_of(truth, between[:, None], budgets[None]), axis=0)]
+            exact, plain = (np.polyfit(found[:, 0], size, 1)[0] for size in (np.log(best), found[:, 1]))
+            rows.append((exact, plain, fit.coefficients["a"], *fit.interval("a", 0.8)))
+        exact, plain, told, low, high = np.array(rows).T
+        off = [math.sqrt(float(np.mean((values - exact) ** 2))) for values in (plain, told)]
+        lines.append(
+            f"| {truth}, {n_sizes} x {n_budgets}, noise {100 * noise:g} %, correlation {correlation:g}, {len(rows)} "
+            f"seeds | {exact.mean():.3f} | {plain.mean():.3f}, {off[0]:.3f} | {told.mean():.3f}, {off[1]:.3f} | "
+            f"{100 * np.mean((low <= exact) & (exact <= high)):.0f} % | {np.mean(high - low):.3f} |"
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
 
 
 def _points(params: Array, flops: Array, loss: Array) -> Points:
@@ -137,11 +198,15 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--noise", type=float, default=0.01)
     parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--envelopes", action="store_true")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--open-lm", type=Path)
     options = parser.parse_args()
     if options.open_lm:
         open_lm(options.open_lm, options.draws)
+        return
+    if options.envelopes:
+        print(envelopes(range(options.first, options.first + options.simulations), options.draws))
         return
     if options.speed:
         for law in options.laws:

@@ -14,8 +14,6 @@ import numpy as np
 
 from talaria.errors import UserError
 from talaria.scaling.fit import Fit, HeldOut
-from talaria.scaling.laws import CHINCHILLA, best_sizes, rising
-from talaria.scaling.least_squares import minimise, minimise_from_grid
 from talaria.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN, Array, Index, Points
 
 _SAME_SIZE = 0.01
@@ -25,8 +23,12 @@ _SAME_BUDGET = 0.05
 _FEWEST_SIZES = 5
 """Of a budget, below which its parabola leaves one residual or none to tell its own error by."""
 _GRID = 400
-_SEARCHED = 400
-"""Rows among which Chinchilla's law is looked for from all its starts; all rows then choose it from there."""
+_SMOOTHED_FROM = 6
+"""Rows of a size, from which on a cubic goes through them."""
+_FEWEST_CURVES = 8
+"""Of sizes, below which a surface through their curves leaves little to tell an error by."""
+_SIZES_BETWEEN = 20
+"""Where the best of the surface is looked for, for each size there is."""
 _HELD_OUT_FROM = 0.75
 """The share of the envelope's budgets that predicts the best sizes of the others, the largest."""
 
@@ -99,10 +101,11 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
     one row has no curve and counts at its own budget alone.
 
     The lowest of noisy curves is low by chance, which flattens the line through them. By how much is seen on curves
-    whose best sizes are known: those of Chinchilla's law fitted to the same rows, each with its residuals as they are
-    or with their signs turned (the wild bootstrap of whole clusters; Cameron, Gelbach and Miller 2008), since the
-    errors along a curve hang together. What the line through such curves is off by in the median is taken off the
-    coefficients, and its spread is their interval.
+    whose best sizes are known: those of a surface through all rows, log loss by products of powers of log size and of
+    log compute, each curve with its residuals as they are or with all their signs turned (the wild bootstrap of
+    clusters; Cameron, Gelbach and Miller 2008), since errors along a curve hang together. What the line through such
+    curves is off by in the median is taken off the coefficients, and its spread is their interval; what is held out
+    is predicted without that. Raises UserError where the curves do not overlap, or leave nothing to tell an error by.
     """
     log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
     sizes = _groups(log_n, _SAME_SIZE)
@@ -122,56 +125,81 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
             "same budgets"
         )
     # Lines by their slope and their height in the middle of the budgets: there the two hardly hang together.
-    middle = float(found[:, 0].mean())
-    line = np.polyfit(found[:, 0] - middle, found[:, 1], 1)
-    simulated, known = _lines_through_simulated(points, curves, size, grid, middle, draws, seed)
-    drawn = line + known - simulated
-    slope, height = np.median(drawn, axis=0)
-    drawn[:, 1] -= drawn[:, 0] * middle
-    offset = height - slope * middle
+    middle = found[:, 0].mean()
+    simulated, known = _lines_through_simulated(points, curves, size, grid, found[:, 0], draws, seed)
+    slopes, heights = (np.polyfit(found[:, 0] - middle, found[:, 1], 1) + known - simulated).T
+    slope, offset = np.median(slopes), np.median(heights) - np.median(slopes) * middle
     residuals = found[:, 1] - (offset + slope * found[:, 0])
-    fit = _told("envelope", slope, offset, drawn, residuals, len(points), seed)
+    fit = _told(
+        "envelope", slope, offset, np.stack([slopes, heights - slopes * middle], axis=1), residuals, len(points), seed
+    )
     border = np.quantile(found[:, 0], _HELD_OUT_FROM)
     beyond, earlier = found[found[:, 0] > border], grid[grid <= border]
     below = _envelope(_losses(curves, log_c, log_loss, earlier, border), size, earlier)
     if below is not None and len(np.unique(below[:, 1])) > 2:
         predicted = np.polyval(np.polyfit(below[:, 0], below[:, 1], 1), beyond[:, 0])
         fit = replace(fit, held_out=_held_out(predicted - beyond[:, 1]))
+    if len(curves) < _FEWEST_CURVES:
+        fit.warnings.append(
+            f"{len(curves)} sizes are few to tell an error by: the interval may be too narrow; add sizes"
+        )
     if len(np.unique(found[:, 1])) < 4:
         fit.warnings.append(f"only {len(np.unique(found[:, 1]))} sizes are ever the best; add sizes between them")
     return fit, found
 
 
 def _lines_through_simulated(
-    points: Points, curves: list[Index], size: Array, grid: Array, middle: float, draws: int, seed: int
+    points: Points, curves: list[Index], size: Array, grid: Array, budgets: Array, draws: int, seed: int
 ) -> tuple[Array, Array]:
-    """Slope and height at log C = `middle` of the lines through the envelopes of curves that follow Chinchilla's law
-    but for their residuals, (draws, 2), and of the line that they would show without any error, (2,)."""
-    log_c, log_loss = np.log(points.flops), np.log(points.loss)
-    generator, lines = np.random.default_rng(seed), []
-    some = generator.permutation(len(points))[:_SEARCHED]
-    few = points.take(some)
-    theta, _ = minimise_from_grid(lambda theta: CHINCHILLA.predict(theta, few), CHINCHILLA.starts(few), log_loss[some])
-    thetas, _ = minimise(lambda theta: CHINCHILLA.predict(theta, points), theta[None], log_loss)
-    law = {name: float(values[0]) for name, values in CHINCHILLA.coefficients(thetas).items()}
-    if wrong := rising(law):
+    """Slope and height in the middle of `budgets` of the lines through the envelopes of simulated curves, (draws, 2),
+    and of the line through the sizes that are the best of the surface they were simulated from, (2,)."""
+    log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
+    few_rows = int(np.median([len(rows) for rows in curves])) - 1
+    powers = (3 if len(curves) >= _FEWEST_CURVES else 2, min(3, few_rows))
+
+    def terms(x: Array, z: Array) -> Array:
+        """Products of the powers of both, (..., terms)."""
+        x, z = (2 * (v - of.mean()) / np.ptp(of) for v, of in ((x, size), (z, grid)))
+        each = [np.stack([v**i for i in range(top + 1)], axis=-1) for v, top in ((x, powers[0]), (z, powers[1]))]
+        products: Array = each[0][..., :, None] * each[1][..., None, :]
+        return products.reshape(*x.shape, -1)
+
+    design = terms(log_n, log_c)
+    # Of a curve's errors the envelope sees no more than its cubic does, and of that the surface takes its share.
+    seen = sum(len(rows) if len(rows) < _SMOOTHED_FROM else 4 for rows in curves)
+    spare = seen - design.shape[1]
+    if spare < 1:
         raise UserError(
-            f"Chinchilla's law through these rows has {wrong[0]} {law[wrong[0]]:.3g}: a loss that does not fall with "
-            "scale has no best size; give the curves of other runs"
+            f"{len(points)} rows leave nothing to tell an error of the envelope by; give more rows a size, or more "
+            "sizes"
         )
-    log_law = CHINCHILLA.predict(thetas, points)[0][0]
-    residuals = log_loss - log_law
+    surface = np.linalg.lstsq(design, log_loss, rcond=None)[0]
+    errors = (log_loss - design @ surface) * np.sqrt(seen / spare)
+    # Smoothing is linear, so curves with errors are smooth ones and their errors, smoothed.
+    smooth, off = (_losses(curves, log_c, values, grid) for values in (design @ surface, errors))
+    there = np.isfinite(smooth)
+    off[~there] = 0
+    # The surface is known where there are curves: between the smallest and the largest that a budget has.
+    there = there[:, np.searchsorted(grid, budgets)]
+    smallest, largest = size[np.argmax(there, axis=0)], size[len(size) - 1 - np.argmax(there[::-1], axis=0)]
+    between = np.linspace(size[0], size[-1], _SIZES_BETWEEN * len(size))
+    losses = terms(*np.meshgrid(between, budgets, indexing="ij")) @ surface
+    losses[(between[:, None] < smallest) | (between[:, None] > largest)] = np.inf
+    best = between[np.argmin(losses, axis=0)]
+    step = between[1] - between[0]
+    inside = (best > smallest + step) & (best < largest - step)
+    middle = budgets.mean()
+    generator, lines = np.random.default_rng(seed), []
     for _ in range(draws):
-        errors = residuals.copy()
-        for rows, sign in zip(curves, generator.choice([-1.0, 1.0], len(curves)), strict=True):
-            errors[rows] *= sign
-        found = _envelope(_losses(curves, log_c, log_law + errors, grid), size, grid)
-        if found is not None:
-            lines.append(np.polyfit(found[:, 0] - middle, found[:, 1], 1))
-    if len(lines) < draws / 2:
-        raise UserError("too few sizes overlap for an interval; train more sizes over the same budgets")
-    n_0, a = best_sizes("chinchilla", law)
-    return np.array(lines), np.array([a, np.log(n_0) + a * middle])
+        signs = generator.choice([-1.0, 1.0], (len(curves), 1))
+        if (one := _envelope(smooth + signs * off, size, grid)) is not None:
+            lines.append(np.polyfit(one[:, 0] - middle, one[:, 1], 1))
+    if len(lines) < draws / 2 or inside.sum() < 2:
+        raise UserError(
+            "smoothed over all rows, the best sizes lie at the ends of those tried, so that there is no interval; add "
+            "smaller or larger sizes over the same budgets"
+        )
+    return np.array(lines), np.polyfit(budgets[inside] - middle, best[inside], 1)
 
 
 def _losses(curves: list[Index], log_c: Array, log_loss: Array, grid: Array, until: float = np.inf) -> Array:
@@ -189,7 +217,7 @@ def _losses(curves: list[Index], log_c: Array, log_loss: Array, grid: Array, unt
 def _curve(grid: Array, log_c: Array, log_loss: Array) -> Array:
     """One size's log loss at the budgets of `grid`: a cubic through six rows or more, else lines between them. The
     lowest of noisy curves is low by chance, which pulls the best size towards the middle of the sizes."""
-    if len(log_c) < 6:
+    if len(log_c) < _SMOOTHED_FROM:
         return np.interp(grid, log_c, log_loss)
     centre, half = (log_c[0] + log_c[-1]) / 2, (log_c[-1] - log_c[0]) / 2
     smooth: Array = np.polyval(np.polyfit((log_c - centre) / half, log_loss, 3), (grid - centre) / half)

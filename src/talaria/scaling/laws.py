@@ -44,18 +44,6 @@ def rising(found: Mapping[str, float]) -> list[str]:
     return [name for name in ("alpha", "beta", "alpha_N", "alpha_D") if name in found and not found[name] > 0]
 
 
-def best_sizes(law: str, found: Mapping[str, float]) -> tuple[float, float]:
-    """N_0 and a of the best size N = N_0 C^a under C = 6 N D, by the coefficients of `law`: Chinchilla's (Hoffmann et
-    al. 2022, equation 4), its repetition's or Kaplan's. KeyError where one is missing."""
-    if law == "kaplan":
-        ratio = found["alpha_N"] / found["alpha_D"]
-        a = 1 / (1 + ratio)
-        return (ratio * found["N_c"] ** ratio / (6 * found["D_c"])) ** a, a
-    alpha, beta = found["alpha"], found["beta"]
-    a = beta / (alpha + beta)
-    return (alpha * found["A"] / (beta * found["B"])) ** (1 / (alpha + beta)) / 6**a, a
-
-
 # ------------------------------------------------------------------------------------------ chinchilla
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from talaria.errors import UsageError, UserError
 from talaria.scaling.laws import CHINCHILLA as CHINCHILLA_LAW
 from talaria.scaling.laws import KAPLAN as KAPLAN_LAW
-from talaria.scaling.laws import LAWS, REPEATED, Law, best_sizes, rising
+from talaria.scaling.laws import LAWS, REPEATED, Law, rising
 from talaria.scaling.points import Array, Points
 
 _REPETITION = (math.log(15.387756), math.log(5.309743))
@@ -183,7 +183,7 @@ def read_rule(path: Path) -> Rule:
             "runs, which carry a plan"
         )
     try:
-        n_0, a = (found["N_0"], found["a"]) if name in ("isoflop", "envelope") else best_sizes(name, found)
+        n_0, a = _shares(name, found)
         law, repetition = LAWS.get(name), _REPETITION
         if law is not None:
             if theta is None:
@@ -203,6 +203,19 @@ def read_rule(path: Path) -> Rule:
         law, theta = CHINCHILLA_LAW, theta[:5]
         covariance = None if covariance is None else covariance[:5, :5]
     return Rule(name, n_0, a, law, theta, covariance, noise, f"coefficients of {path}", repetition)
+
+
+def _shares(name: str, found: dict[str, float]) -> tuple[float, float]:
+    """n_0 and a of N = n_0 C^a by the coefficients of a law. KeyError where one is missing."""
+    if name in ("isoflop", "envelope"):
+        return found["N_0"], found["a"]
+    if name == "kaplan":
+        ratio = found["alpha_N"] / found["alpha_D"]
+        a = 1 / (1 + ratio)
+        return (ratio * found["N_c"] ** ratio / (6 * found["D_c"])) ** a, a
+    alpha, beta = found["alpha"], found["beta"]
+    a = beta / (alpha + beta)
+    return (alpha * found["A"] / (beta * found["B"])) ** (1 / (alpha + beta)) / 6**a, a
 
 
 def allocate(rule: Rule, budget: Budget) -> Allocation:
