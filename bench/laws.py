@@ -95,11 +95,11 @@ ENVELOPES = [  # truth, noise, sizes, budgets, correlation
 ]
 
 
-def envelopes(seeds: range, draws: int) -> str:
-    """Markdown: a row of each of `ENVELOPES`. The truth is the line through the law's own best sizes at the budgets
-    that the envelope has."""
-    lines = ["| curves | truth | lowest as they are: mean, off (rms) | told: mean, off (rms) | its 80 % hold | width |"]
-    lines.append("|---|---|---|---|---|---|")
+def tell_envelopes(seeds: range, draws: int) -> None:
+    """Markdown, a row of each of `ENVELOPES` as it is done. The truth is the line through the law's own best
+    sizes at the budgets that the envelope has."""
+    print("| curves | truth | lowest as they are: mean, rms | told: mean, rms | its 80 % hold | width |")
+    print("|---|---|---|---|---|---|")
     between = np.geomspace(3e6, 3e10, 4000)
     for truth, noise, n_sizes, n_budgets, correlation in ENVELOPES:
         rows = []
@@ -115,13 +115,12 @@ def envelopes(seeds: range, draws: int) -> str:
             rows.append((exact, plain, fit.coefficients["a"], *fit.interval("a", 0.8)))
         exact, plain, told, low, high = np.array(rows).T
         off = [math.sqrt(float(np.mean((values - exact) ** 2))) for values in (plain, told)]
-        lines.append(
+        print(
             f"| {truth}, {n_sizes} x {n_budgets}, noise {100 * noise:g} %, correlation {correlation:g}, {len(rows)} "
             f"seeds | {exact.mean():.3f} | {plain.mean():.3f}, {off[0]:.3f} | {told.mean():.3f}, {off[1]:.3f} | "
-            f"{100 * np.mean((low <= exact) & (exact <= high)):.0f} % | {np.mean(high - low):.3f} |"
+            f"{100 * np.mean((low <= exact) & (exact <= high)):.0f} % | {np.mean(high - low):.3f} |",
+            flush=True,
         )
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
 
 
 def _points(params: Array, flops: Array, loss: Array) -> Points:
@@ -206,7 +205,7 @@ def main() -> None:
         open_lm(options.open_lm, options.draws)
         return
     if options.envelopes:
-        print(envelopes(range(options.first, options.first + options.simulations), options.draws))
+        tell_envelopes(range(options.first, options.first + options.simulations), options.draws)
         return
     if options.speed:
         for law in options.laws:
