@@ -231,32 +231,42 @@ POEMS, NOTES = (18_900, 16_900, 12_600, 10_800, 9_200, 55_584), (62_692, 55_568,
 LAWS = [  # floor, what a power law adds at the smallest rung, exponent, noise of log loss between seeds, sizes
     (0.0, 3.60, 0.056, 0.002, POEMS),
     (2.0, 1.50, 0.13, 0.0025, POEMS),
+    (2.6, 1.20, 0.3, 0.0025, POEMS),
     (1.4, 0.60, 0.5, 0.001, POEMS),
     (0.7, 0.30, 0.4, 0.003, NOTES),
     (1.45, 0.20, 0.6, 0.0005, NOTES),
     (1.4965, 0.043, 1.2, 0.001, NOTES),
 ]
+EARLY = (None, 0.6, 0.75, 1.0)
+"""Exponents of the early losses, three times as far above the floor, over those of the final ones; None tells none."""
 
 
 def planted(times: int) -> str:
-    """Markdown: a row a law."""
-    lines = ["| floor | rest | exponent | noise | the run's loss | inside its 80 % | half-width | error, median |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    """Markdown: a row a law; a cell says how often the interval holds, its half-width and the error."""
+    heads = "".join(f" early losses by {ratio} |" if ratio else " final losses alone |" for ratio in EARLY)
+    lines = [
+        f"| floor | rest | exponent | noise | the run's loss |{heads}",
+        "|---|---|---|---|---|" + "---|" * len(EARLY),
+    ]
     for floor, rest, gamma, noise, (*rungs, target) in LAWS:
-        generator, inside, halves, errors = np.random.default_rng(1), 0, [], []
-        sizes = np.repeat(rungs, 2)
-        for seed in range(times):
-            losses = (floor + rest * (sizes / min(rungs)) ** -gamma) * np.exp(noise * generator.standard_normal(10))
-            exact = floor + rest * (target / min(rungs)) ** -gamma
-            reached = exact * np.exp(noise * generator.standard_normal())
-            found = predict_along(list(sizes), list(losses), target, seed=seed)
-            inside += found.low <= reached <= found.high
-            halves.append((found.high - found.low) / 2 / found.value)
-            errors.append(found.value / reached - 1)
-        lines.append(
-            f"| {floor} | {rest} | {gamma} | {noise} | {exact:.3f} | {100 * inside / times:.0f} % | "
-            f"{100 * statistics.median(halves):.1f} % | {100 * statistics.median(errors):+.1f} % |"
-        )
+        sizes, cells = np.repeat(rungs, 2), []
+        exact = floor + rest * (target / min(rungs)) ** -gamma
+        for ratio in EARLY:
+            generator, inside, halves, errors = np.random.default_rng(1), 0, [], []
+            for seed in range(times):
+                scatter = np.exp(noise * generator.standard_normal((2, 10)))
+                losses = (floor + rest * (sizes / min(rungs)) ** -gamma) * scatter[0]
+                early = None
+                if ratio is not None:
+                    early = list((floor + 3 * rest * (sizes / min(rungs)) ** -(ratio * gamma)) * scatter[1] ** 2)
+                reached = exact * np.exp(noise * generator.standard_normal())
+                found = predict_along(list(sizes), list(losses), target, seed=seed, early=early)
+                inside += found.low <= reached <= found.high
+                halves.append((found.high - found.low) / 2 / found.value)
+                errors.append(found.value / reached - 1)
+            half, error = 100 * statistics.median(halves), 100 * statistics.median(errors)
+            cells.append(f" {100 * inside / times:.0f} %, {half:.1f} %, {error:+.1f} % |")
+        lines.append(f"| {floor} | {rest} | {gamma} | {noise} | {exact:.3f} |" + "".join(cells))
     return "\n".join(lines)
 
 

@@ -50,6 +50,8 @@ _SEEDS = (0, 1000)
 """Added to the recipe's own: far apart, so that ladders of neighbouring seeds share no rung."""
 _STRETCHES = 10
 """Of a run, whose mean training losses are predicted like the final loss."""
+_EARLY = (0.2, 0.5)
+"""Of a run: past the first drop, and far above its end."""
 _BATCH, _RATE = 0.3271, -0.125
 """Exponents of compute (Bi et al. 2024, section 3.1)."""
 LEVEL = 0.8
@@ -134,8 +136,9 @@ def climb(path: Path, overrides: list[str], pictures: Path | None = None) -> Pre
             size = f"{rung.size:,} parameters on {rung.plan.tokens:,} tokens"
             kept = "" if ran else " (is current)"
             console.print(f"rung {number} of {len(rungs)}: {size}: loss {losses[-1]:.4f}{kept}")
-        _write_points(at / "ladder.csv", rungs, losses)
-        law = predict_along([rung.size for rung in rungs], losses, own.size, LEVEL, recipe.run.seed)
+        early = _early_losses(rungs, own, n_tokens, at)
+        _write_points(at / "ladder.csv", rungs, losses, early)
+        law = predict_along([rung.size for rung in rungs], losses, own.size, LEVEL, recipe.run.seed, early)
         # Another seed, rate or optimizer is another run, of which nothing was predicted.
         reached = _held_out_loss(at / "pretrain") if is_current(at, pretrain_stage(own.settings, at, None)) else None
         larger = own.compute / max(rung.compute for rung in rungs)
@@ -266,6 +269,19 @@ def _band(rungs: list[Rung], own: Rung, at: Path) -> list[Stretch]:
     return band
 
 
+def _early_losses(rungs: list[Rung], own: Rung, n_tokens: int, at: Path) -> list[float] | None:
+    """Mean training loss of a rung between two shares of its run; None where it is of text read before, which is lower
+    than of new text."""
+    assert isinstance(own.settings.pretrain, PretrainSettings)
+    begin, end = _EARLY
+    if end * own.plan.tokens > own.settings.pretrain.data_share * n_tokens:
+        return None
+    curves = [_training_losses(at / rung.name) for rung in rungs]
+    if any(len(curve) < 2 * _STRETCHES for curve in curves):
+        return None
+    return [_mean(curve[round(begin * len(curve)) : round(end * len(curve))]) for curve in curves]
+
+
 def _training_losses(folder: Path) -> list[float]:
     """Of every step that was taken: a skipped one has a loss that is not finite."""
     rows = read_metrics(folder / "metrics.jsonl")
@@ -277,13 +293,14 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _write_points(path: Path, rungs: list[Rung], losses: list[float]) -> None:
+def _write_points(path: Path, rungs: list[Rung], losses: list[float], early: list[float] | None) -> None:
     """The rungs as `talaria fit` reads them, whose laws of size and length they cannot carry: both grow together."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["params", "tokens", "flops", "loss", "seed"])
-    for rung, loss in zip(rungs, losses, strict=True):
-        writer.writerow([rung.size, rung.plan.tokens, rung.compute, loss, rung.settings.seed])
+    writer.writerow(["params", "tokens", "flops", "loss", "seed", "early_loss"])
+    for number, (rung, loss) in enumerate(zip(rungs, losses, strict=True)):
+        before = "" if early is None else early[number]
+        writer.writerow([rung.size, rung.plan.tokens, rung.compute, loss, rung.settings.seed, before])
     atomic_write(path, buffer.getvalue())
 
 

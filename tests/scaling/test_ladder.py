@@ -12,7 +12,7 @@ from command_line import talaria
 
 from talaria.errors import UserError
 from talaria.files import atomic_write, to_json
-from talaria.ladder import Rung, _band, climb, plan_rungs
+from talaria.ladder import Rung, _band, _early_losses, climb, plan_rungs
 from talaria.model.settings import ModelSettings, resolve_shape
 from talaria.pipeline import PretrainStage, _predicted
 from talaria.recipe import Recipe
@@ -138,6 +138,24 @@ def test_a_step_that_was_skipped_and_a_stretch_without_a_law_end_no_ladder(tmp_p
     band = _band(rungs, own, tmp_path)
     assert [stretch.begin for stretch in band] == pytest.approx([n / 10 for n in range(2, 10)])
     assert all(stretch.low < 3 + (own.size / 1e4) ** -0.3 < stretch.high for stretch in band)
+
+
+def test_early_losses_are_those_of_new_text(tmp_path: Path) -> None:
+    """The bug: of text read before the loss is lower than of new text, and its floor another."""
+    own, rungs = rungs_of(PretrainSettings(tokens=50_000_000), 60_000_000)
+    for number, rung in enumerate(rungs):
+        rows = [
+            {"step": step + 1, "train_loss": number + (9.0, 3.0, 1.0)[(step >= 20) + (step >= 50)]}
+            for step in range(100)
+        ]
+        (tmp_path / rung.name).mkdir()
+        (tmp_path / rung.name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [number + 3.0 for number in range(len(rungs))]
+    assert _early_losses(rungs, own, 60_000_000, tmp_path) == pytest.approx(expected), "the second to fifth tenth"
+    assert _early_losses(rungs, own, 26_000_000, tmp_path) == pytest.approx(expected), (
+        "repeated only after half the run"
+    )
+    assert _early_losses(rungs, own, 24_000_000, tmp_path) is None
 
 
 def test_a_prediction_is_of_one_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
