@@ -52,6 +52,8 @@ _STRETCHES = 10
 """Of a run, whose mean training losses are predicted like the final loss."""
 _EARLY = (0.2, 0.5)
 """Of a run: past the first drop, and far above its end."""
+_SAME_TEXT = 0.03
+"""Held-out losses are within so much of the training losses at the end of a run, or they have floors of their own."""
 _BATCH, _RATE = 0.3271, -0.125
 """Exponents of compute (Bi et al. 2024, section 3.1)."""
 LEVEL = 0.8
@@ -86,6 +88,8 @@ class Prediction:
     larger: float
     """The recipe's compute over that of the largest rung."""
     law: RayPrediction
+    early_losses: bool
+    """Whether the law knows the rungs' early losses."""
     reached: float | None
 
     @property
@@ -105,6 +109,7 @@ class Prediction:
             "floor": law.floor,
             "gamma": law.gamma,
             "kappa": law.kappa,
+            "early_losses": self.early_losses,
             "warnings": law.warnings,
         }
 
@@ -136,13 +141,13 @@ def climb(path: Path, overrides: list[str], pictures: Path | None = None) -> Pre
             size = f"{rung.size:,} parameters on {rung.plan.tokens:,} tokens"
             kept = "" if ran else " (is current)"
             console.print(f"rung {number} of {len(rungs)}: {size}: loss {losses[-1]:.4f}{kept}")
-        early = _early_losses(rungs, own, n_tokens, at)
+        early = _early_losses(rungs, own, n_tokens, losses, at)
         _write_points(at / "ladder.csv", rungs, losses, early)
         law = predict_along([rung.size for rung in rungs], losses, own.size, LEVEL, recipe.run.seed, early)
         # Another seed, rate or optimizer is another run, of which nothing was predicted.
         reached = _held_out_loss(at / "pretrain") if is_current(at, pretrain_stage(own.settings, at, None)) else None
         larger = own.compute / max(rung.compute for rung in rungs)
-        prediction = Prediction(len(rungs), larger, law, reached)
+        prediction = Prediction(len(rungs), larger, law, early is not None, reached)
         plan = {"loss": (law.low, law.high), "band": [stretch.model_dump() for stretch in _band(rungs, own, at)]}
         told = prediction.to_json() | {"predicted_run": own.settings.model_dump(mode="json"), "plan": plan}
         told |= {"points": [[rung.size, loss] for rung, loss in zip(rungs, losses, strict=True)], "target": own.size}
@@ -269,15 +274,23 @@ def _band(rungs: list[Rung], own: Rung, at: Path) -> list[Stretch]:
     return band
 
 
-def _early_losses(rungs: list[Rung], own: Rung, n_tokens: int, at: Path) -> list[float] | None:
-    """Mean training loss of a rung between two shares of its run; None where it is of text read before, which is lower
-    than of new text."""
-    assert isinstance(own.settings.pretrain, PretrainSettings)
+def _early_losses(rungs: list[Rung], own: Rung, n_tokens: int, losses: list[float], at: Path) -> list[float] | None:
+    """Mean training loss of each rung between two shares of its run; None where it would not tell the floor of the
+    held-out `losses`: it is of text read before, lies in warm-up or decay, the held-out text is of another kind, or a
+    run has too few steps."""
     begin, end = _EARLY
-    if end * own.plan.tokens > own.settings.pretrain.data_share * n_tokens:
+    settings, optimizer = own.settings.pretrain, own.settings.pretrain.optimizer
+    # Tokens are rounded to whole batches.
+    if end * (own.plan.tokens - own.plan.batch_tokens) > settings.data_share * n_tokens:
+        return None
+    decays_from = 1 - optimizer.decay_share if optimizer.schedule == "warmup-stable-decay" else 1.0
+    if optimizer.warmup_share > begin or decays_from < end:
         return None
     curves = [_training_losses(at / rung.name) for rung in rungs]
     if any(len(curve) < 2 * _STRETCHES for curve in curves):
+        return None
+    last = [_mean(curve[round((1 - 1 / _STRETCHES) * len(curve)) :]) for curve in curves]
+    if abs(_mean(last) / _mean(losses) - 1) > _SAME_TEXT:
         return None
     return [_mean(curve[round(begin * len(curve)) : round(end * len(curve))]) for curve in curves]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from talaria.pipeline import PretrainStage, _predicted
 from talaria.recipe import Recipe
 from talaria.report import write_report
 from talaria.run import output_sha256, read_metrics
+from talaria.scaling.ray import predict_along
 from talaria.train.settings import OptimizerSettings, PretrainSettings, plan_pretraining
 
 RECIPE = """\
@@ -49,7 +51,7 @@ optimizer = { learning_rate = 3e-3 }
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     generator = np.random.default_rng(0)
     words = ["the", "wind", "turns", "a", "mill", "and", "grain", "falls", "to", "stone", "by", "night"]
-    paragraphs = [" ".join(generator.choice(words, 40)) + "." for _ in range(120)]
+    paragraphs = [" ".join(generator.choice(words, 40)) + "." for _ in range(400)]
     (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
     (tmp_path / "small.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
@@ -67,6 +69,12 @@ def test_a_ladder_predicts_keeps_its_rungs_and_is_compared_with_the_run(
     assert before["rungs"] == 10
     assert before["loss"]["low"] <= before["loss"]["value"] <= before["loss"]["high"]
     assert before["reached"] is None
+    with open(folder / "runs" / "small" / "ladder.csv", encoding="utf-8") as file:
+        points = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+    sizes, losses, early = ([row[name] for row in points] for name in ("params", "loss", "early_loss"))
+    own_size = json.loads((folder / "runs" / "small" / "ladder.json").read_text())["target"]
+    assert before["early_losses"] and min(early) > 0
+    assert before["loss"]["value"] == pytest.approx(predict_along(sizes, losses, own_size, early=early).value, rel=1e-6)
     made = (folder / "runs" / "small" / "rung-1" / "done.json").stat().st_mtime_ns
     assert talaria("pretrain", "small.toml") == 0
     expected = [row for row in read_metrics(folder / "runs/small/pretrain/metrics.jsonl") if "expected_low" in row]
@@ -140,22 +148,31 @@ def test_a_step_that_was_skipped_and_a_stretch_without_a_law_end_no_ladder(tmp_p
     assert all(stretch.low < 3 + (own.size / 1e4) ** -0.3 < stretch.high for stretch in band)
 
 
-def test_early_losses_are_those_of_new_text(tmp_path: Path) -> None:
-    """The bug: of text read before the loss is lower than of new text, and its floor another."""
-    own, rungs = rungs_of(PretrainSettings(tokens=50_000_000), 60_000_000)
+def test_early_losses_are_told_where_they_share_the_floor_of_the_final_ones(tmp_path: Path) -> None:
+    """The bugs: of text read before the loss is lower, in warm-up it is higher, and other text has another floor."""
+    _, rungs = rungs_of(PretrainSettings(tokens=50_000_000), 60_000_000)
     for number, rung in enumerate(rungs):
-        rows = [
-            {"step": step + 1, "train_loss": number + (9.0, 3.0, 1.0)[(step >= 20) + (step >= 50)]}
-            for step in range(100)
-        ]
+        losses = [number + (9.0 if step < 20 else 3.0 if step < 50 else 1.0) for step in range(100)]
+        rows = [{"step": step + 1, "train_loss": loss} for step, loss in enumerate(losses)]
         (tmp_path / rung.name).mkdir()
         (tmp_path / rung.name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = [number + 1.0 for number in range(len(rungs))]
     expected = [number + 3.0 for number in range(len(rungs))]
-    assert _early_losses(rungs, own, 60_000_000, tmp_path) == pytest.approx(expected), "the second to fifth tenth"
-    assert _early_losses(rungs, own, 26_000_000, tmp_path) == pytest.approx(expected), (
-        "repeated only after half the run"
-    )
-    assert _early_losses(rungs, own, 24_000_000, tmp_path) is None
+
+    def told(n_tokens: int, held_out: list[float], **changed: object) -> list[float] | None:
+        of = PretrainSettings(**({"tokens": 50_000_000} | changed))  # type: ignore[arg-type]
+        return _early_losses(rungs, rungs_of(of, n_tokens)[0], n_tokens, held_out, tmp_path)
+
+    assert told(60_000_000, held_out) == pytest.approx(expected), "from a fifth to half of a run"
+    assert told(25_000_500, held_out, epochs=2.0, tokens=None) == pytest.approx(expected), "repeated from there on"
+    assert told(25_000_000, held_out, epochs=2.0, tokens=None) == pytest.approx(expected), "whatever a batch rounds to"
+    assert told(24_000_000, held_out) is None
+    assert told(60_000_000, held_out, data_share=0.4) is None
+    assert told(60_000_000, [1.05 * loss for loss in held_out]) is None
+    assert told(60_000_000, held_out, optimizer={"warmup_share": 0.3}) is None
+    stable = {"schedule": "warmup-stable-decay", "decay_share": 0.2}
+    assert told(60_000_000, held_out, optimizer=stable) == pytest.approx(expected)
+    assert told(60_000_000, held_out, optimizer=stable | {"decay_share": 0.6}) is None
 
 
 def test_a_prediction_is_of_one_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

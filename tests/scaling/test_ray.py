@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from talaria.errors import UserError
-from talaria.scaling.ray import predict_along
+from talaria.scaling.ray import _FLOORS, _GAMMAS, _log_prior, predict_along
 
 SIZES = 36.0 * np.repeat(np.array([52.0, 44.0, 36.0, 28.0, 24.0]) ** 2, 2)
 TARGET = 36.0 * 96**2
@@ -76,9 +76,32 @@ def test_over_the_curves_that_it_takes_for_likely_the_interval_holds_as_often_as
     assert 0.665 <= np.mean(inside) <= 0.935
 
 
+def test_the_weight_of_floors_is_by_the_exponent_of_the_early_losses() -> None:
+    """Exact early losses above a floor by n^-0.3: there an exponent of 0.3 / 0.75 is likeliest, and one twice
+    15 % off is so by two units less; noise widens it; floors above an early loss are out."""
+    log_size = np.log(np.unique(SIZES))
+    floor = int(np.argmin(abs(2.0 * _FLOORS - 1.5)))
+    exact = 2.0 * _FLOORS[floor] + np.exp(-0.3 * (log_size - log_size[0]))
+    flat, told = _log_prior(log_size, None, 2.0), _log_prior(log_size, exact, 2.0)
+    weight = (told - flat)[floor]
+    at = [np.interp(np.log(0.3 / 0.75) + off, np.log(_GAMMAS), weight) for off in (0.0, -0.3, 0.3)]
+    assert at[0] - np.array(at[1:]) == pytest.approx(2.0, abs=0.1)
+    noisy = (_log_prior(log_size, exact + 0.1 * np.array([1, -1, 0, -1, 1]), 2.0) - flat)[floor]
+    bend, noisy_bend = (np.polyfit(np.log(_GAMMAS), found, 2)[0] for found in (weight, noisy))
+    assert noisy_bend / bend < 0.5
+    assert np.array_equal(np.isneginf(told[:, 0]), exact.min() <= 2.0 * _FLOORS)
+    assert not np.any(np.isnan(told))
+
+
 def test_early_losses_that_do_not_fall_with_size_tell_nothing() -> None:
-    losses = (1.5 + 30 * SIZES**-0.3) * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(SIZES)))
-    assert predict_along(SIZES, losses, TARGET, early=2.5 + 1e-6 * SIZES) == predict_along(SIZES, losses, TARGET)
+    """The bug of the second: they fall above low floors and rise above high ones, and the logarithm of a negative
+    exponent ended the command after all rungs were trained."""
+    log_size, least = np.log(np.unique(SIZES)), 2.6
+    rising, hardly = 2.7 + 1e-6 * np.unique(SIZES), np.array([2.78, 2.687, 2.731, 2.761, 2.727])
+    low, high = (np.polyfit(log_size, np.log(hardly - least * _FLOORS[place]), 1)[0] for place in (0, -1))
+    assert low < 0 < high
+    for early in (rising, hardly):
+        assert np.array_equal(_log_prior(log_size, early, least), _log_prior(log_size, None, least))
 
 
 def test_a_slope_that_drifts_is_in_the_interval() -> None:
