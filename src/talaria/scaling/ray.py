@@ -30,7 +30,7 @@ from talaria.scaling.points import Array
 _GAMMAS = np.geomspace(0.02, 1.5, 60)
 _GAMMA, _GAMMA_SPREAD = 0.3, 0.7
 """Log-normal weight of the exponents of the model's size before the rungs are seen: that of laws with a floor is
-published as 0.34 to 0.37 (Hoffmann et al. 2022, Besiroglu et al. 2024), ten ladders of minutes had 0.2 to 1.4. With all
+published as 0.34 to 0.37 (Hoffmann et al. 2022, Besiroglu et al. 2024), ladders of minutes had 0.14 to 2. With all
 exponents alike, a ladder of a development seed whose two largest sizes happened to lie close took that for a floor just
 below them, and predicted 6 % too much."""
 _EDGES = 1 - np.concatenate([np.linspace(1.0, 0.1, 55), np.geomspace(0.1, 0.0005, 31)[1:], [0.0]])
