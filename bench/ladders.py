@@ -2,6 +2,7 @@
 
     python bench/ladders.py --text poems=poems.jsonl --seeds 0 1 2 3 4 --minutes 10       # until it is done
     python bench/ladders.py --text poems=poems.jsonl --table                              # so far
+    python bench/ladders.py --text poems=poems.jsonl --width 64 --tokens 5800000   # five sizes of rungs
     python bench/ladders.py --notes 800 --new-worlds --vocabulary 1024 --width 96 --heads 12 --tokens 8000000
     python bench/ladders.py --told 115000 --vocabulary 1024 --width 96 --heads 12 --tokens 8000000
     python bench/ladders.py --symbols --depth 3 --width 96 --tokens 6800000
