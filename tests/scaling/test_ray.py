@@ -81,14 +81,17 @@ def test_the_weight_of_floors_is_by_the_exponent_of_the_early_losses() -> None:
     15 % off is so by two units less; noise widens it; floors above an early loss are out."""
     log_size = np.log(np.unique(SIZES))
     floor = int(np.argmin(abs(2.0 * _FLOORS - 1.5)))
-    exact = 2.0 * _FLOORS[floor] + np.exp(-0.3 * (log_size - log_size[0]))
+    exact = 2.0 * _FLOORS[floor] + 0.5 * np.exp(-0.3 * (log_size - log_size[0]))
     flat, told = _log_prior(log_size, None, 2.0), _log_prior(log_size, exact, 2.0)
     weight = (told - flat)[floor]
     at = [np.interp(np.log(0.3 / 0.75) + off, np.log(_GAMMAS), weight) for off in (0.0, -0.3, 0.3)]
     assert at[0] - np.array(at[1:]) == pytest.approx(2.0, abs=0.1)
-    noisy = (_log_prior(log_size, exact + 0.1 * np.array([1, -1, 0, -1, 1]), 2.0) - flat)[floor]
+    noisy = (_log_prior(log_size, exact + 0.05 * np.array([1, -1, 0, -1, 1]), 2.0) - flat)[floor]
     bend, noisy_bend = (np.polyfit(np.log(_GAMMAS), found, 2)[0] for found in (weight, noisy))
     assert noisy_bend / bend < 0.5
+    # Spread over exponents wide or narrow, a floor's weight is the same.
+    assert np.log(np.exp(noisy).sum()) == pytest.approx(np.log(np.exp(weight).sum()), abs=0.1)
+    assert 2.0 * _FLOORS[-1] > exact.min()
     assert np.array_equal(np.isneginf(told[:, 0]), exact.min() <= 2.0 * _FLOORS)
     assert not np.any(np.isnan(told))
 
