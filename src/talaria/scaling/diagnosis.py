@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from talaria.scaling.fit import Fit, bootstrap_counts
+from talaria.scaling.fit import Fit, wild_targets
 from talaria.scaling.laws import LAWS, Law, rising
 from talaria.scaling.least_squares import minimise
 from talaria.scaling.points import Array, Index, Points
@@ -95,7 +95,7 @@ class Movers:
 
 
 def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 200) -> Movers | None:
-    """The group of rows that moves the fit most, if it moves a coefficient by three standard errors or more.
+    """The group of rows that moves the predictions most, of those that move a coefficient by three standard errors.
 
     Looked at are every single row, and at both ends of loss, params, tokens and flops the outermost rows, up to 2 %
     of all: rows that err together hide each other when they are left out one at a time.
@@ -110,21 +110,26 @@ def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 2
     for place, (rows, _) in enumerate(groups):
         counts[place, rows] = 0
     refits, _ = minimise(model, np.repeat(theta[None], len(groups), 0), target, counts, tolerance=1e-9)
-    # First ranked by the change of the predictions, whose scale needs no bootstrap, then the foremost are measured by
-    # their own.
+    # Ranked by the change of the predictions, which needs no draws: standard errors of some hundred draws would rank
+    # groups of nearly the same rows by chance.
     change = np.abs(model(refits)[0] - model(theta[None])[0]).mean(axis=1)
-    found: Movers | None = None
     for place in np.argsort(-change)[:4]:
         rows, which = groups[place]
-        rest = np.delete(np.arange(len(points)), rows)
-        drawn = np.zeros((draws, len(points)))
-        drawn[:, rest] = bootstrap_counts(len(rest), draws, seed)
-        around, _ = minimise(model, np.repeat(refits[place][None], draws, 0), target, drawn, tolerance=1e-6)
-        spread = 1.4826 * np.median(np.abs(around - np.median(around, axis=0)), axis=0)
+        spread = _spread(law, refits[place], points.take(np.delete(np.arange(len(points)), rows)), draws, seed)
         errors = float(np.max(np.abs(refits[place] - theta) / np.maximum(spread, 1e-12)))
-        if errors > _MOVED and (found is None or errors > found.errors):
-            found = Movers(rows, which, refits[place], errors)
-    return found
+        if errors > _MOVED:
+            return Movers(rows, which, refits[place], errors)
+    return None
+
+
+def _spread(law: Law, theta: Array, points: Points, draws: int, seed: int) -> Array:
+    """Standard errors of the coefficients `theta`, by the median deviation: a few draws may go astray."""
+    predicted, slopes = law.predict(theta[None], points)
+    targets = wild_targets(predicted[0], slopes[0], np.log(points.loss), draws, seed)
+    starts = np.repeat(theta[None], draws, 0)
+    drawn, _ = minimise(lambda batch: law.predict(batch, points), starts, targets, tolerance=1e-6)
+    spread: Array = 1.4826 * np.median(np.abs(drawn - np.median(drawn, axis=0)), axis=0)
+    return spread
 
 
 def _groups(law: Law, points: Points) -> list[tuple[Index, str]]:

@@ -7,6 +7,7 @@ fit.interval("alpha", 0.9), fit.predict_loss(params=7e9, tokens=1.4e11, level=0.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from talaria.errors import UserError
 from talaria.files import atomic_write
 from talaria.scaling.laws import LAWS, Law
-from talaria.scaling.least_squares import minimise, minimise_from_grid
+from talaria.scaling.least_squares import HUBER_DELTA, minimise, minimise_from_grid
 from talaria.scaling.points import Array, Points
 
 HELD_OUT_SHARE = 0.1
@@ -101,7 +102,7 @@ class Fit:
 
 
 def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
-    """Fit one of `LAWS`: the best of a grid of starts, then `draws` bootstrap samples of the rows from there.
+    """Fit one of `LAWS`: the best of a grid of starts, then `draws` tables of other errors (`wild_targets`) from there.
 
     Raises UserError where the rows are fewer than the coefficients or all of one size.
     """
@@ -113,8 +114,9 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
         return law.predict(theta, points)
 
     theta, _ = minimise_from_grid(model, law.starts(points), target)
-    counts = bootstrap_counts(len(points), draws, seed)
-    theta_draws, objectives = minimise(model, np.repeat(theta[None], draws, 0), target, counts, tolerance=1e-7)
+    predicted, slopes = model(theta[None])
+    targets = wild_targets(predicted[0], slopes[0], target, draws, seed)
+    theta_draws, objectives = minimise(model, np.repeat(theta[None], draws, 0), targets, tolerance=1e-7)
     theta_draws = theta_draws[np.isfinite(objectives)]
     told = {key: float(values[0]) for key, values in law.coefficients(theta[None]).items()}
     drawn = law.coefficients(theta_draws)
@@ -125,7 +127,7 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
         draws=drawn,
         exponents=exponents,
         exponent_draws=exponent_draws,
-        residuals=target - model(theta[None])[0][0],
+        residuals=target - predicted[0],
         n_points=len(points),
         seed=seed,
         theta=theta,
@@ -133,9 +135,33 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
     )
 
 
-def bootstrap_counts(n: int, draws: int, seed: int) -> Array:
-    """How often each of n rows is in each draw with replacement: float64 of (draws, n)."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+def wild_targets(predicted_N: Array, slopes_PN: Array, target_N: Array, draws: int, seed: int) -> Array:
+    """The log-losses of each draw, float64 of (draws, N): every point as far from its prediction as it is, on either
+    side (the wild bootstrap of Wu 1986, which lets every point keep its own scale).
+
+    Points draw a fit towards them, the more the higher their leverage h, so residuals are too small: by h psi(r) /
+    mean(psi') to first order, where psi is the derivative of the loss. Feng, He and Hu 2011 (Biometrika 98, 995) add
+    that for absolute deviations, where it is h / (2 density at 0); Huber's loss is that beyond its delta, and least
+    squares within.
+    """
+    residuals = target_N - predicted_N
+    size = np.abs(residuals)
+    scale = min(residuals.std(), float(np.subtract(*np.quantile(residuals, [0.75, 0.25]))) / 1.34)
+    width = max(0.9 * scale * len(size) ** -0.2, 1e-12)  # Silverman 1986, equation 3.31
+    density = float(np.mean(np.exp(-0.5 * (residuals / width) ** 2))) / (width * math.sqrt(2 * math.pi))
+    within = min(1.0, 2 * HUBER_DELTA * density)
+    size += leverage(slopes_PN) * np.minimum(size, HUBER_DELTA) / within
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(size)))
+    targets: Array = predicted_N + signs * size
+    return targets
+
+
+def leverage(slopes_PN: Array) -> Array:
+    """Diagonal of the hat matrix of N points, between 0 and 1; what no point measures counts nothing."""
+    norms = np.linalg.norm(slopes_PN, axis=1, keepdims=True)
+    directions, measured, _ = np.linalg.svd((slopes_PN / np.where(norms > 0, norms, 1)).T, full_matrices=False)
+    hat: Array = np.sum(directions[:, measured > 1e-10 * measured[0]] ** 2, axis=1)
+    return hat
 
 
 def hold_out(name: str, points: Points, draws: int = 200, seed: int = 0) -> HeldOut | None:

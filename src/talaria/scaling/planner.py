@@ -130,18 +130,18 @@ CHINCHILLA = Rule(
     theta=np.array([6.16924669, 7.67015653, 0.59730683, 0.34731052, 0.36717242]),
     covariance=np.array(
         [
-            [6.2180e-02, -3.0513e-02, 1.8778e-03, 3.7099e-03, -1.5231e-03],
-            [-3.0513e-02, 1.7824e-01, 3.5067e-03, -1.8894e-03, 8.7222e-03],
-            [1.8778e-03, 3.5067e-03, 1.8546e-04, 1.1073e-04, 1.7112e-04],
-            [3.7099e-03, -1.8894e-03, 1.1073e-04, 2.2164e-04, -9.4372e-05],
-            [-1.5231e-03, 8.7222e-03, 1.7112e-04, -9.4372e-05, 4.2709e-04],
+            [6.3443e-02, -2.2457e-02, 2.0981e-03, 3.7776e-03, -1.1335e-03],
+            [-2.2457e-02, 1.2189e-01, 2.4921e-03, -1.4103e-03, 6.0009e-03],
+            [2.0981e-03, 2.4921e-03, 1.6821e-04, 1.2360e-04, 1.2196e-04],
+            [3.7776e-03, -1.4103e-03, 1.2360e-04, 2.2523e-04, -7.1182e-05],
+            [-1.1335e-03, 6.0009e-03, 1.2196e-04, -7.1182e-05, 2.9562e-04],
         ]
     ),
     noise=0.00755,
     note="20 tokens a parameter (Hoffmann et al. 2022); the loss is of MassiveText under its own tokenizer",
 )
 """The loss is the replication's (Besiroglu et al. 2024), refitted by `talaria fit` on its 240 points: theta, and the
-covariance of 1,000 bootstrap draws with seed 0."""
+covariance of its 1,000 draws with seed 0."""
 
 _GPT_3 = (175e9, 300e9)
 _KAPLAN_A = 0.74
