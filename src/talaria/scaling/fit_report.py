@@ -84,13 +84,14 @@ def fit_summary(fit: Fit) -> Group:
         what = f"the {out.n} runs of most compute"
         if fit.law in ALLOCATION_NEEDS:
             what = "the best size at the largest budget" + ("" if out.n == 1 else f"s ({out.n} places)")
-        inside = out.inside_interval90
-        held = "" if inside is None else f"; {inside} of {out.n} inside their 90 % interval"
-        parts.append(
-            Text(
-                f"{what}, predicted from the rest: {100 * out.mean_relative_error:.2f} % off in the mean, "
-                f"{100 * out.largest_relative_error:.2f} % at most{held}"
-            )
-        )
+        mean, largest = 100 * out.mean_relative_error, 100 * out.largest_relative_error
+        if out.n == 1:
+            off = f"{mean:.2f} % off"
+            held = {None: "", 0: "; outside its 90 % interval", 1: "; inside its 90 % interval"}[out.inside_interval90]
+        else:
+            off = f"{mean:.2f} % off in the mean, {largest:.2f} % at most"
+            inside = out.inside_interval90
+            held = "" if inside is None else f"; {inside} of {out.n} inside their 90 % interval"
+        parts.append(Text(f"{what}, predicted from the rest: {off}{held}"))
     parts += [Text(f"warning: {warning}") for warning in fit.warnings]
     return Group(*parts)
