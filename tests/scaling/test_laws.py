@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from talaria.errors import UserError
 from talaria.scaling.allocation_laws import _losses, fit_envelope, fit_isoflop
 from talaria.scaling.diagnosis import _groups, diagnose
-from talaria.scaling.fit import fit_law, hold_out, leverage, wild_targets
+from talaria.scaling.fit import error_sizes, fit_law, hold_out, leverage
 from talaria.scaling.laws import BROKEN, CHINCHILLA, KAPLAN, LAWS, REPEATED, Law
 from talaria.scaling.least_squares import HUBER_DELTA, huber, minimise
 from talaria.scaling.points import Array, Points, read_points
@@ -115,7 +115,7 @@ def test_the_minimum_is_the_one_that_bfgs_finds() -> None:
     assert objective(found[0])[0] == pytest.approx(objectives[0], rel=1e-12)
 
 
-def test_counts_of_a_draw_weigh_as_repeated_rows() -> None:
+def test_counts_weigh_as_repeated_rows_and_leave_out() -> None:
     points = planted(CHINCHILLA, 30, noise=0.01)
     counts = np.random.default_rng(0).integers(0, 4, 30)
     rows = np.repeat(np.arange(30), counts)
@@ -130,18 +130,17 @@ def test_counts_of_a_draw_weigh_as_repeated_rows() -> None:
     np.testing.assert_allclose(weighed, repeated, rtol=1e-5)
 
 
-def test_intervals_are_as_wide_as_their_coefficients_scatter() -> None:
-    """And 80 % intervals hold the planted value 64 times of 80, within three binomial standard errors.
-
-    The bug: draws of the rows, under which nearly absolute deviations scatter more than over fresh tables (Kaplan's
-    alpha_D by a fifth here); and residuals without the correction for their leverage, under which they scatter less.
-    """
-    fits = [fit_law("kaplan", planted(KAPLAN, 30, 0.01, seed), draws=40, seed=seed) for seed in range(80)]
-    scatter = np.std([fit.coefficients["alpha_D"] for fit in fits])
-    told = math.sqrt(np.mean([np.var(fit.draws["alpha_D"]) for fit in fits]))
-    assert told / scatter == pytest.approx(1, abs=0.15)
-    intervals = [fit.interval("alpha_D", 0.8) for fit in fits]
-    assert 53 <= sum(low <= 0.103 <= high for low, high in intervals) <= 75
+@pytest.mark.parametrize("n", [12, 60])
+def test_intervals_hold_the_planted_value_as_often_as_they_say(n: int) -> None:
+    """80 % intervals of four coefficients over 60 seeds: 192 of 240 are expected. A seed's four stand and fall nearly
+    together in pairs, so three standard errors are 26. bench/laws.py does 200 seeds."""
+    inside = 0
+    for seed in range(60):
+        fit = fit_law("kaplan", planted(KAPLAN, n, 0.01, seed), draws=60, seed=seed)
+        for name, true in KAPLAN.coefficients(TRUE["kaplan"][None]).items():
+            low, high = fit.interval(name, 0.8)
+            inside += low <= true[0] <= high
+    assert 166 <= inside <= 218
 
 
 def test_leverage_is_the_hat_matrix() -> None:
@@ -153,21 +152,46 @@ def test_leverage_is_the_hat_matrix() -> None:
     np.testing.assert_allclose(leverage(unmeasured), np.diag(hat), rtol=1e-6)
 
 
-@pytest.mark.parametrize("noise", [HUBER_DELTA / 1000, HUBER_DELTA * 1000])
-def test_draws_leave_each_point_its_scale_and_correct_for_leverage(noise: float) -> None:
-    """Errors within Huber's delta are corrected as least squares, |r| (1 + h); those beyond as absolute deviations, by
-    h / (2 density at 0), which is h sd sqrt(pi / 2) for normal errors."""
+@pytest.mark.parametrize("noise", [HUBER_DELTA / 1000, HUBER_DELTA, HUBER_DELTA * 1000])
+def test_errors_are_as_large_as_before_their_points_drew_the_fit(noise: float) -> None:
+    """Within Huber's delta |residual| / (1 - h), that of a fit without the point; beyond it h / (2 density at 0) more,
+    which is h sd sqrt(pi / 2) for normal errors."""
     generator = np.random.default_rng(3)
     slopes_PN = np.vstack([np.ones(4000), generator.exponential(size=4000) ** 3])
-    predicted, errors = generator.standard_normal(4000), noise * generator.standard_normal(4000)
-    targets = wild_targets(predicted, slopes_PN, predicted + errors, 400, seed=0)
-    away = np.abs(targets - predicted)
-    np.testing.assert_allclose(away, np.broadcast_to(away[0], away.shape), rtol=1e-6)
-    assert abs(np.mean(targets > predicted) - 0.5) < 0.01
-    added = np.abs(errors) if noise < HUBER_DELTA else np.full(4000, noise * math.sqrt(math.pi / 2))
-    high = leverage(slopes_PN) > 0.01
-    assert high.sum() > 10
-    np.testing.assert_allclose((away[0] - np.abs(errors))[high] / (leverage(slopes_PN) * added)[high], 1, atol=0.1)
+    slopes_PN[1, :3] = [1000.0, 1500.0, 2000.0]
+    residuals = noise * generator.standard_normal(4000)
+    h = leverage(slopes_PN)
+    assert h.max() > 0.3
+    within = math.erf(HUBER_DELTA / noise / math.sqrt(2))
+    expected = h / (1 - h * within) * np.minimum(np.abs(residuals), HUBER_DELTA) / within
+    added = error_sizes(residuals, slopes_PN) - np.abs(residuals)
+    checked = np.argsort(np.abs(residuals))[2:]
+    np.testing.assert_allclose(added[checked], expected[checked], rtol=0.1)
+
+
+def test_a_point_that_the_fit_goes_through_has_an_error_as_large_as_others() -> None:
+    """The bug: a run that alone tells of an axis lies on the law, so its loss was taken to be free of noise."""
+    told, scatter = [], []
+    for seed in range(20):
+        points = planted(KAPLAN, 30, 0.01, seed)
+        params = np.where(np.arange(30) == 0, 1e7, 1e9)
+        points = Points(**(vars(points) | {"params": params, "flops": 6 * params * points.tokens}))
+        exact = KAPLAN.predict(TRUE["kaplan"][None], points)[0][0]
+        loss = np.exp(exact + 0.01 * np.random.default_rng(seed).standard_normal(30))
+        fit = fit_law("kaplan", Points(**(vars(points) | {"loss": loss})), draws=40, seed=seed)
+        told.append(np.std(fit.draws["alpha_N"]))
+        scatter.append(fit.coefficients["alpha_N"])
+    assert 0.5 < np.mean(told) / np.std(scatter) < 2
+
+
+def test_errors_stay_finite_where_none_lies_near_the_law() -> None:
+    """The bug: a density of 0 between two clusters made them infinite, and intervals of thousands."""
+    residuals = np.concatenate([np.full(48, -HUBER_DELTA / 4), np.full(12, 0.05)])
+    sizes = error_sizes(residuals, np.ones((1, 60)))
+    np.testing.assert_allclose(sizes[:48], HUBER_DELTA / 4, rtol=0.05)
+    np.testing.assert_allclose(sizes[48:], 0.05, rtol=0.05)
+    apart = np.where(np.arange(10_000) % 2, 0.01, -0.01)
+    assert error_sizes(apart, np.ones((1, 10_000))).max() < 0.02
 
 
 def test_a_prediction_interval_holds_new_runs() -> None:
@@ -372,6 +396,9 @@ def test_points_that_cannot_carry_a_law_are_told() -> None:
     assert "no spread in params" in " ".join(diagnose(fit_law("chinchilla", narrow, draws=20), narrow))
     together = Points(**(vars(points) | {"tokens": 20 * points.params}))
     assert "rise together" in " ".join(diagnose(fit_law("chinchilla", together, draws=20), together))
+    repeated = points.take(np.repeat(np.arange(5), 8))
+    with pytest.raises(UserError, match="40 rows of 5 settings cannot carry the 5 coefficients"):
+        fit_law("chinchilla", repeated)
     with pytest.raises(UserError, match="differ in params"):
         fit_law("chinchilla", Points(**(vars(points) | {"params": np.full(40, 1e9)})))
 

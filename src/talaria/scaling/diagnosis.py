@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from talaria.scaling.fit import Fit, wild_targets
+from talaria.scaling.fit import Fit, error_sizes, random_signs
 from talaria.scaling.laws import LAWS, Law, rising
 from talaria.scaling.least_squares import minimise
 from talaria.scaling.points import Array, Index, Points
@@ -94,8 +94,8 @@ class Movers:
         )
 
 
-def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 200) -> Movers | None:
-    """The group of rows that moves the predictions most, of those that move a coefficient by three standard errors.
+def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 400) -> Movers | None:
+    """The group of rows that moves the fit most, if it moves a coefficient by three standard errors or more.
 
     Looked at are every single row, and at both ends of loss, params, tokens and flops the outermost rows, up to 2 %
     of all: rows that err together hide each other when they are left out one at a time.
@@ -105,28 +105,31 @@ def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 2
     def model(batch: Array) -> tuple[Array, Array]:
         return law.predict(batch, points)
 
-    groups = _groups(law, points)
+    groups = [(rows, which) for rows, which in _groups(law, points) if len(points) - len(rows) > len(theta)]
     counts = np.ones((len(groups), len(points)))
     for place, (rows, _) in enumerate(groups):
         counts[place, rows] = 0
     refits, _ = minimise(model, np.repeat(theta[None], len(groups), 0), target, counts, tolerance=1e-9)
-    # Ranked by the change of the predictions, which needs no draws: standard errors of some hundred draws would rank
-    # groups of nearly the same rows by chance.
+    # First ranked by the change of the predictions, whose scale needs no draws, then the foremost are measured by their
+    # own: by the same draws, so that groups that share rows differ by what they leave out alone.
     change = np.abs(model(refits)[0] - model(theta[None])[0]).mean(axis=1)
+    signs = random_signs(draws, len(points), seed)
+    found: Movers | None = None
     for place in np.argsort(-change)[:4]:
         rows, which = groups[place]
-        spread = _spread(law, refits[place], points.take(np.delete(np.arange(len(points)), rows)), draws, seed)
+        rest = np.delete(np.arange(len(points)), rows)
+        spread = _spread(law, refits[place], points.take(rest), signs[:, rest])
         errors = float(np.max(np.abs(refits[place] - theta) / np.maximum(spread, 1e-12)))
-        if errors > _MOVED:
-            return Movers(rows, which, refits[place], errors)
-    return None
+        if errors > _MOVED and (found is None or errors > found.errors):
+            found = Movers(rows, which, refits[place], errors)
+    return found
 
 
-def _spread(law: Law, theta: Array, points: Points, draws: int, seed: int) -> Array:
+def _spread(law: Law, theta: Array, points: Points, signs_SN: Array) -> Array:
     """Standard errors of the coefficients `theta`, by the median deviation: a few draws may go astray."""
     predicted, slopes = law.predict(theta[None], points)
-    targets = wild_targets(predicted[0], slopes[0], np.log(points.loss), draws, seed)
-    starts = np.repeat(theta[None], draws, 0)
+    targets = predicted[0] + signs_SN * error_sizes(np.log(points.loss) - predicted[0], slopes[0])
+    starts = np.repeat(theta[None], len(targets), 0)
     drawn, _ = minimise(lambda batch: law.predict(batch, points), starts, targets, tolerance=1e-6)
     spread: Array = 1.4826 * np.median(np.abs(drawn - np.median(drawn, axis=0)), axis=0)
     return spread
@@ -189,7 +192,7 @@ def _embeddings(law: Law, theta: Array, points: Points) -> list[str]:
     best = int(np.argmin(without))
     if best == len(shares) - 1:
         return []  # no share fits: the law itself bends away from these points
-    if 2 * len(points) * math.log(whole / max(without[best], 1e-300)) < _EMBEDDING_EVIDENCE:
+    if 2 * len(points) * math.log(max(whole, 1e-300) / max(without[best], 1e-300)) < _EMBEDDING_EVIDENCE:
         return []
     row = int(np.argmin(points.params))
     return [

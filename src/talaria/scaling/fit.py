@@ -22,6 +22,8 @@ from talaria.scaling.points import Array, Points
 
 HELD_OUT_SHARE = 0.1
 """Of the points, those with the most compute are predicted from the rest."""
+_MOST_OF_A_FIT = 0.98
+"""Leverage is 1 where a point alone tells of a coefficient, and a fit without it would tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Fit:
 
 
 def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
-    """Fit one of `LAWS`: the best of a grid of starts, then `draws` tables of other errors (`wild_targets`) from there.
+    """Fit one of `LAWS`: the best of a grid of starts, then `draws` tables of other errors (`error_sizes`) from there.
 
     Raises UserError where the rows are fewer than the coefficients or all of one size.
     """
@@ -115,7 +117,8 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
 
     theta, _ = minimise_from_grid(model, law.starts(points), target)
     predicted, slopes = model(theta[None])
-    targets = wild_targets(predicted[0], slopes[0], target, draws, seed)
+    residuals = target - predicted[0]
+    targets = predicted[0] + random_signs(draws, len(points), seed) * error_sizes(residuals, slopes[0])
     theta_draws, objectives = minimise(model, np.repeat(theta[None], draws, 0), targets, tolerance=1e-7)
     theta_draws = theta_draws[np.isfinite(objectives)]
     told = {key: float(values[0]) for key, values in law.coefficients(theta[None]).items()}
@@ -127,7 +130,7 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
         draws=drawn,
         exponents=exponents,
         exponent_draws=exponent_draws,
-        residuals=target - predicted[0],
+        residuals=residuals,
         n_points=len(points),
         seed=seed,
         theta=theta,
@@ -135,25 +138,39 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
     )
 
 
-def wild_targets(predicted_N: Array, slopes_PN: Array, target_N: Array, draws: int, seed: int) -> Array:
-    """The log-losses of each draw, float64 of (draws, N): every point as far from its prediction as it is, on either
-    side (the wild bootstrap of Wu 1986, which lets every point keep its own scale).
+def random_signs(draws: int, n: int, seed: int) -> Array:
+    """On which side of the law each point of each draw lies: 1 or -1, float64 of (draws, n)."""
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (draws, n))
 
-    Points draw a fit towards them, the more the higher their leverage h, so residuals are too small: by h psi(r) /
-    mean(psi') to first order, where psi is the derivative of the loss. Feng, He and Hu 2011 (Biometrika 98, 995) add
-    that for absolute deviations, where it is h / (2 density at 0); Huber's loss is that beyond its delta, and least
-    squares within.
+
+def error_sizes(residuals_N: Array, slopes_PN: Array) -> Array:
+    """How far each of N points would lie from a law that it had no part in: what a draw of the wild bootstrap (Wu 1986)
+    puts on either side of the fitted one, so that every point keeps its own scale.
+
+    A point draws the fit towards it, so |residual| is too small by its leverage h times psi / mean(psi') to first order
+    in h, where psi is the derivative of Huber's loss. Beyond delta that is h / (2 density at 0), which Feng, He and Hu
+    2011 (Biometrika 98, 995) add for absolute deviations; within, the divisor makes it the residual of a fit without
+    the point, as for squares. P coefficients by absolute deviations go through P points, which tells nothing of their
+    errors: those nearest to the law count as typical, and have no say in mean(psi'), the share of errors within delta.
     """
-    residuals = target_N - predicted_N
-    size = np.abs(residuals)
-    scale = min(residuals.std(), float(np.subtract(*np.quantile(residuals, [0.75, 0.25]))) / 1.34)
-    width = max(0.9 * scale * len(size) ** -0.2, 1e-12)  # Silverman 1986, equation 3.31
-    density = float(np.mean(np.exp(-0.5 * (residuals / width) ** 2))) / (width * math.sqrt(2 * math.pi))
-    within = min(1.0, 2 * HUBER_DELTA * density)
-    size += leverage(slopes_PN) * np.minimum(size, HUBER_DELTA) / within
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(size)))
-    targets: Array = predicted_N + signs * size
-    return targets
+    size, n_coefficients = np.abs(residuals_N), len(slopes_PN)
+    order = np.argsort(size)
+    nearest, rest = order[:n_coefficients], order[n_coefficients:]
+    spread = min(residuals_N.std(), float(np.subtract(*np.quantile(residuals_N, [0.75, 0.25]))) / 1.34)
+    width = max(0.9 * spread * len(size) ** -0.2, 1e-12)  # of a kernel: Silverman 1986, equation 3.31
+    shares = [
+        _normal((HUBER_DELTA - r) / width) - _normal((-HUBER_DELTA - r) / width) for r in residuals_N[rest].tolist()
+    ]
+    within = max(float(np.mean(shares)), 1 / len(size))
+    psi = np.minimum(size, HUBER_DELTA)
+    psi[nearest] = np.maximum(psi[nearest], (1 - within) * np.median(psi[rest]))
+    h = leverage(slopes_PN)
+    sizes: Array = size + h / (1 - np.minimum(h * within, _MOST_OF_A_FIT)) * psi / within
+    return sizes
+
+
+def _normal(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 def leverage(slopes_PN: Array) -> Array:
@@ -202,9 +219,13 @@ def _exponents(
 
 def _check_carries(law: Law, points: Points) -> None:
     n_coefficients = len(law.coefficients(law.starts(points)[:1]))
-    if len(points) <= n_coefficients:
+    # Runs that differ in their seeds alone tell one loss.
+    names = [*law.axes, *(name for name in law.needs if name == "unique_tokens")]
+    different = np.unique([getattr(points, name) for name in names], axis=1).shape[1]
+    if different <= n_coefficients:
+        rows = f"{len(points)} rows" if different == len(points) else f"{len(points)} rows of {different} settings"
         raise UserError(
-            f"{len(points)} rows cannot carry the {n_coefficients} coefficients of {law.name}; give at least "
+            f"{rows} cannot carry the {n_coefficients} coefficients of {law.name}; give at least "
             f"{3 * n_coefficients} runs of different sizes and lengths"
         )
     for name in law.axes:

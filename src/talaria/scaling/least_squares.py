@@ -41,8 +41,8 @@ def minimise(
     """Minimise sum of counts x huber(prediction - target) from every row of `theta_BP`; return parameters and
     objectives_B.
 
-    `target` is one for all (N) or one for each problem (B, N). `counts_BN` weighs the points of each problem (a
-    bootstrap draw's counts; 0 leaves a point out). A problem rests once a step lowers its objective by less than
+    `target` is one for all (N) or one for each problem (B, N). `counts_BN` weighs the points of each problem (0
+    leaves a point out). A problem rests once a step lowers its objective by less than
     `tolerance` of it three times in a row. An objective never rises; where a start has no finite prediction it stays
     as it is, with objective infinity.
     """
