@@ -157,6 +157,12 @@ def test_a_loss_about_to_fall_is_told() -> None:
     assert not predict_along(SIZES, 4.0 * wobble * SIZES**-0.1, TARGET).warnings
 
 
+def test_a_long_fall_beyond_the_rungs_is_told() -> None:
+    wobble = np.tile([1.002, 0.998], 5)
+    [warning] = predict_along(SIZES, 40.0 * wobble * SIZES**-0.25, TARGET).warnings
+    assert "from the largest rung to the run" in warning
+
+
 def test_too_few_sizes_or_no_second_seed_are_refused() -> None:
     with pytest.raises(UserError, match="6 runs of 3 sizes"):
         predict_along([1e5, 1e5, 2e5, 2e5, 3e5, 3e5], [3.0, 3.1, 2.9, 2.8, 2.7, 2.6], 1e6)
