@@ -130,13 +130,13 @@ def test_counts_weigh_as_repeated_rows_and_leave_out() -> None:
     np.testing.assert_allclose(weighed, repeated, rtol=1e-5)
 
 
-@pytest.mark.parametrize("n", [12, 60])
-def test_intervals_hold_the_planted_value_as_often_as_they_say(n: int) -> None:
+@pytest.mark.parametrize(("n", "noise"), [(12, 0.01), (12, 0.05), (60, 0.01)])
+def test_intervals_hold_the_planted_value_as_often_as_they_say(n: int, noise: float) -> None:
     """80 % intervals of four coefficients over 60 seeds: 192 of 240 are expected. A seed's four stand and fall nearly
     together in pairs, so three standard errors are 26. bench/laws.py does 200 seeds."""
     inside = 0
     for seed in range(60):
-        fit = fit_law("kaplan", planted(KAPLAN, n, 0.01, seed), draws=60, seed=seed)
+        fit = fit_law("kaplan", planted(KAPLAN, n, noise, seed), draws=60, seed=seed)
         for name, true in KAPLAN.coefficients(TRUE["kaplan"][None]).items():
             low, high = fit.interval(name, 0.8)
             inside += low <= true[0] <= high
@@ -190,8 +190,9 @@ def test_errors_stay_finite_where_none_lies_near_the_law() -> None:
     sizes = error_sizes(residuals, np.ones((1, 60)))
     np.testing.assert_allclose(sizes[:48], HUBER_DELTA / 4, rtol=0.05)
     np.testing.assert_allclose(sizes[48:], 0.05, rtol=0.05)
-    apart = np.where(np.arange(10_000) % 2, 0.01, -0.01)
-    assert error_sizes(apart, np.ones((1, 10_000))).max() < 0.02
+    apart, slopes_PN = np.where(np.arange(10_000) % 2, 0.01, -0.01), np.ones((2, 10_000))
+    slopes_PN[1] = np.arange(10_000) == 0
+    assert 0.02 < error_sizes(apart, slopes_PN).max() < 0.06
 
 
 def test_a_prediction_interval_holds_new_runs() -> None:
@@ -397,7 +398,7 @@ def test_points_that_cannot_carry_a_law_are_told() -> None:
     together = Points(**(vars(points) | {"tokens": 20 * points.params}))
     assert "rise together" in " ".join(diagnose(fit_law("chinchilla", together, draws=20), together))
     repeated = points.take(np.repeat(np.arange(5), 8))
-    with pytest.raises(UserError, match="40 rows of 5 settings cannot carry the 5 coefficients"):
+    with pytest.raises(UserError, match="40 rows, 5 of them different, cannot carry the 5 coefficients"):
         fit_law("chinchilla", repeated)
     with pytest.raises(UserError, match="differ in params"):
         fit_law("chinchilla", Points(**(vars(points) | {"params": np.full(40, 1e9)})))

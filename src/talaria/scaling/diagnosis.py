@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from talaria.scaling.fit import Fit, error_sizes, random_signs
+from talaria.scaling.fit import Fit, error_sizes, n_settings, random_signs
 from talaria.scaling.laws import LAWS, Law, rising
 from talaria.scaling.least_squares import minimise
 from talaria.scaling.points import Array, Index, Points
@@ -37,10 +37,10 @@ def diagnose(fit: Fit, points: Points, seed: int = 0) -> list[str]:
     law = LAWS[fit.law]
     assert fit.theta is not None
     warnings = []
-    if len(points) < _ROWS_A_COEFFICIENT * len(fit.theta):
+    if (different := n_settings(law, points)) < _ROWS_A_COEFFICIENT * len(fit.theta):
         warnings.append(
-            f"too few points: {len(points)} rows for {len(fit.theta)} coefficients; the intervals are too narrow, "
-            f"so take {_ROWS_A_COEFFICIENT * len(fit.theta)} or more"
+            f"too few points: {different} different rows for {len(fit.theta)} coefficients; the intervals may be too "
+            f"narrow, so take {_ROWS_A_COEFFICIENT * len(fit.theta)} or more"
         )
     for name in rising(fit.coefficients):
         warnings.append(
@@ -105,7 +105,7 @@ def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 4
     def model(batch: Array) -> tuple[Array, Array]:
         return law.predict(batch, points)
 
-    groups = [(rows, which) for rows, which in _groups(law, points) if len(points) - len(rows) > len(theta)]
+    groups = [group for group in _groups(law, points) if n_settings(law, _without(points, group[0])) > len(theta)]
     counts = np.ones((len(groups), len(points)))
     for place, (rows, _) in enumerate(groups):
         counts[place, rows] = 0
@@ -117,12 +117,15 @@ def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 4
     found: Movers | None = None
     for place in np.argsort(-change)[:4]:
         rows, which = groups[place]
-        rest = np.delete(np.arange(len(points)), rows)
-        spread = _spread(law, refits[place], points.take(rest), signs[:, rest])
+        spread = _spread(law, refits[place], _without(points, rows), np.delete(signs, rows, axis=1))
         errors = float(np.max(np.abs(refits[place] - theta) / np.maximum(spread, 1e-12)))
         if errors > _MOVED and (found is None or errors > found.errors):
             found = Movers(rows, which, refits[place], errors)
     return found
+
+
+def _without(points: Points, rows: Index) -> Points:
+    return points.take(np.delete(np.arange(len(points)), rows))
 
 
 def _spread(law: Law, theta: Array, points: Points, signs_SN: Array) -> Array:

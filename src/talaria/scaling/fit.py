@@ -22,8 +22,12 @@ from talaria.scaling.points import Array, Points
 
 HELD_OUT_SHARE = 0.1
 """Of the points, those with the most compute are predicted from the rest."""
-_MOST_OF_A_FIT = 0.98
-"""Leverage is 1 where a point alone tells of a coefficient, and a fit without it would tell nothing."""
+_MOST_ADDED = 4.0
+"""Standard deviations, to a point of leverage 1; of normal errors it is 1.25. Without a bound a density of 0 at the law
+would make errors infinite."""
+_MOST_PULL = 0.98
+"""A bound to leverage where a point is measured without itself, since leverage is 1 where it alone tells of a
+coefficient."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,12 @@ def error_sizes(residuals_N: Array, slopes_PN: Array) -> Array:
     puts on either side of the fitted one, so that every point keeps its own scale.
 
     A point draws the fit towards it, so |residual| is too small by its leverage h times psi / mean(psi') to first order
-    in h, where psi is the derivative of Huber's loss. Beyond delta that is h / (2 density at 0), which Feng, He and Hu
-    2011 (Biometrika 98, 995) add for absolute deviations; within, the divisor makes it the residual of a fit without
-    the point, as for squares. P coefficients by absolute deviations go through P points, which tells nothing of their
-    errors: those nearest to the law count as typical, and have no say in mean(psi'), the share of errors within delta.
+    in h, where psi is the derivative of Huber's loss and mean(psi') the share of errors within its delta. For errors
+    beyond delta that is h / (2 density at 0), which Feng, He and Hu 2011 (Biometrika 98, 995) add for absolute
+    deviations; within, the divisor makes it the residual of a fit without the point, as for squares. A law of P
+    coefficients, so fitted, goes through P points whatever their errors are: the P nearest count as typical, and the
+    share is told by the others. It supposes errors that are likeliest near the law: of two clusters on either side the
+    draws tell too little.
     """
     size, n_coefficients = np.abs(residuals_N), len(slopes_PN)
     order = np.argsort(size)
@@ -161,11 +167,12 @@ def error_sizes(residuals_N: Array, slopes_PN: Array) -> Array:
     shares = [
         _normal((HUBER_DELTA - r) / width) - _normal((-HUBER_DELTA - r) / width) for r in residuals_N[rest].tolist()
     ]
-    within = max(float(np.mean(shares)), 1 / len(size))
+    scatter = max(float(np.sqrt(np.mean(size**2))), 1e-300)
+    within = max(float(np.mean(shares)), min(1.0, HUBER_DELTA / (_MOST_ADDED * scatter)))
     psi = np.minimum(size, HUBER_DELTA)
     psi[nearest] = np.maximum(psi[nearest], (1 - within) * np.median(psi[rest]))
     h = leverage(slopes_PN)
-    sizes: Array = size + h / (1 - np.minimum(h * within, _MOST_OF_A_FIT)) * psi / within
+    sizes: Array = size + h / (1 - np.minimum(h * within, _MOST_PULL)) * psi / within
     return sizes
 
 
@@ -174,7 +181,7 @@ def _normal(z: float) -> float:
 
 
 def leverage(slopes_PN: Array) -> Array:
-    """Diagonal of the hat matrix of N points, between 0 and 1; what no point measures counts nothing."""
+    """Diagonal of the hat matrix of N points, between 0 and 1. Coefficients that no point tells of are left out."""
     norms = np.linalg.norm(slopes_PN, axis=1, keepdims=True)
     directions, measured, _ = np.linalg.svd((slopes_PN / np.where(norms > 0, norms, 1)).T, full_matrices=False)
     hat: Array = np.sum(directions[:, measured > 1e-10 * measured[0]] ** 2, axis=1)
@@ -217,16 +224,22 @@ def _exponents(
     return found, dict(zip(names, law.exponents(drawn), strict=True))
 
 
+def n_settings(law: Law, points: Points) -> int:
+    """How many different runs the law tells apart: those that differ in their seeds alone count once."""
+    columns = [getattr(points, name) for name in law.axes]
+    if points.unique_tokens is not None and "unique_tokens" in law.needs:
+        columns.append(np.minimum(points.unique_tokens, points.tokens))
+    return int(np.unique(columns, axis=1).shape[1])
+
+
 def _check_carries(law: Law, points: Points) -> None:
     n_coefficients = len(law.coefficients(law.starts(points)[:1]))
-    # Runs that differ in their seeds alone tell one loss.
-    names = [*law.axes, *(name for name in law.needs if name == "unique_tokens")]
-    different = np.unique([getattr(points, name) for name in names], axis=1).shape[1]
+    different = n_settings(law, points)
     if different <= n_coefficients:
-        rows = f"{len(points)} rows" if different == len(points) else f"{len(points)} rows of {different} settings"
+        rows = f"{len(points)} rows" + ("" if different == len(points) else f", {different} of them different,")
         raise UserError(
             f"{rows} cannot carry the {n_coefficients} coefficients of {law.name}; give at least "
-            f"{3 * n_coefficients} runs of different sizes and lengths"
+            f"{3 * n_coefficients} runs that differ in {' and '.join(law.axes)}"
         )
     for name in law.axes:
         values = getattr(points, name)

@@ -117,7 +117,7 @@ def predict_along(
     for n in np.geomspace(size[0], target, 25):
         ends = np.quantile(laws.at(float(n), generator), [tails[0], 0.5, tails[1]])
         at.append((float(n), float(ends[0]), float(ends[1]), float(ends[2])))
-    fall = 1 - float(np.median(reached)) / float(mean.min())
+    fall = 1 - float(np.median(reached)) / float(mean[-1])
     warnings = _warnings(size, mean, count, seed_noise, laws.scatter, fall)
     return RayPrediction(
         value=float(np.median(reached)),
@@ -265,8 +265,8 @@ def _warnings(size: Array, mean: Array, count: Array, seed_noise: float, scatter
         )
     elif fall > _FALL_THAT_IS_NEW:
         found.append(
-            f"the loss is to fall by {100 * fall:.0f} % from the largest rung to the run: what is learned on that way "
-            "the rungs have hardly begun, and where it ends they cannot tell"
+            f"the loss is to fall by {100 * fall:.0f} % from the largest rung to the run: so far ladders seldom tell, "
+            "since the rungs may hardly have begun what is learned on that way"
         )
     if size[-1] / size[0] < 1.5:
         found.append(f"the largest rung is only {size[-1] / size[0]:.1f} times the smallest")
