@@ -265,8 +265,8 @@ def _warnings(size: Array, mean: Array, count: Array, seed_noise: float, scatter
         )
     elif fall > _FALL_THAT_IS_NEW:
         found.append(
-            f"the loss is to fall by {100 * fall:.0f} % from the largest rung to the run: so far ladders seldom tell, "
-            "since the rungs may hardly have begun what is learned on that way"
+            f"the loss is to fall by {100 * fall:.0f} % from the largest rung to the run: a ladder seldom tells such a "
+            "fall, since the rungs may hardly have begun what is learned on the way"
         )
     if size[-1] / size[0] < 1.5:
         found.append(f"the largest rung is only {size[-1] / size[0]:.1f} times the smallest")
