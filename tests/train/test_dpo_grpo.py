@@ -63,7 +63,7 @@ def test_dpo_judges_whole_answers_against_the_reference_and_no_prompt(tokenizer:
         tokens = torch.tensor([[*asked, *answer]])
         total = 0.0
         for model, sign in ((policy, 1), (reference, -1)):
-            log_probs = model(tokens[:, :-1]).log_softmax(-1)[0]
+            log_probs = model(tokens[:, :-1]).detach().log_softmax(-1)[0]
             places = range(len(asked) - 1, len(asked) + len(answer) - 1)
             total += sign * sum(float(log_probs[place, tokens[0, place + 1]]) for place in places)
         scores.append(0.3 * total)

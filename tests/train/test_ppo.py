@@ -231,7 +231,7 @@ def test_padding_is_in_neither_log_probabilities_nor_entropy_nor_kl(tokenizer: T
         )
         assert float(log_ratio[row].sum()) == pytest.approx(float(own_ratio.sum()), abs=1e-9)
         assert float(entropy[row].sum()) == pytest.approx(float(own_entropy.sum()), abs=1e-9)
-        probs = policy(alone.inputs_BT)[0].softmax(-1)
+        probs = policy(alone.inputs_BT)[0].detach().softmax(-1)
         by_hand = -(probs * probs.log()).sum(-1)[alone.mask_BT[0]].sum()
         assert float(own_entropy.sum()) == pytest.approx(float(by_hand), abs=1e-9)
 
