@@ -68,7 +68,7 @@ def test_dpo_judges_whole_answers_against_the_reference_and_no_prompt(tokenizer:
             total += sign * sum(float(log_probs[place, tokens[0, place + 1]]) for place in places)
         scores.append(0.3 * total)
     [loss] = prompt_losses(policy, reference, [prompt], beta=0.3)
-    assert float(loss) == pytest.approx(log(1 + exp(scores[1] - scores[0])), abs=1e-9)
+    assert loss.item() == pytest.approx(log(1 + exp(scores[1] - scores[0])), abs=1e-9)
 
 
 def graded(path: Path) -> Path:
