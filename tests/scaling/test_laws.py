@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.optimize import minimize
 
 from talaria.errors import UserError
 from talaria.scaling.allocation_laws import _losses, fit_envelope, fit_isoflop
-from talaria.scaling.diagnosis import _groups, diagnose
+from talaria.scaling.diagnosis import _groups, diagnose, movers
 from talaria.scaling.fit import error_sizes, fit_law, hold_out, leverage
 from talaria.scaling.laws import BROKEN, CHINCHILLA, KAPLAN, LAWS, REPEATED, Law
 from talaria.scaling.least_squares import HUBER_DELTA, huber, minimise
@@ -377,8 +378,8 @@ def test_one_bad_run_is_named_where_it_moves_the_fit() -> None:
     points = planted(CHINCHILLA, 16, 0.005)
     row = int(np.argmin(points.tokens))
     points.loss[row] *= 1.3
-    warnings = diagnose(fit_law("chinchilla", points, draws=50), points)
-    assert any(f"line {points.lines[row]} " in warning and "one point moves" in warning for warning in warnings)
+    told = diagnose(fit_law("chinchilla", points, draws=50), points)
+    assert any(f"line {points.lines[row]} " in warning and "one point moves" in warning for warning in told)
     points = planted(CHINCHILLA, 40, 0.005)
     points.loss[int(np.argmax(points.flops))] *= 1.3
     assert diagnose(fit_law("chinchilla", points, draws=50), points) == []
@@ -397,6 +398,12 @@ def test_points_that_cannot_carry_a_law_are_told() -> None:
     assert "no spread in params" in " ".join(diagnose(fit_law("chinchilla", narrow, draws=20), narrow))
     together = Points(**(vars(points) | {"tokens": 20 * points.params}))
     assert "rise together" in " ".join(diagnose(fit_law("chinchilla", together, draws=20), together))
+    for six in (points.take(np.arange(6)), points.take(np.repeat(np.arange(6), 8))):
+        assert "6 different rows for 5 coefficients" in " ".join(diagnose(fit_law("chinchilla", six, draws=20), six))
+    # Without one of six nothing is left to tell an error by.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert movers(CHINCHILLA, TRUE["chinchilla"], points.take(np.arange(6))) is None
     repeated = points.take(np.repeat(np.arange(5), 8))
     with pytest.raises(UserError, match="40 rows, 5 of them different, cannot carry the 5 coefficients"):
         fit_law("chinchilla", repeated)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from talaria.scaling.fit import Fit, error_sizes, n_settings, random_signs
+from talaria.scaling.fit import Fit, n_settings, random_signs, wild_draws
 from talaria.scaling.laws import LAWS, Law, rising
 from talaria.scaling.least_squares import minimise
 from talaria.scaling.points import Array, Index, Points
@@ -117,7 +117,9 @@ def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 4
     found: Movers | None = None
     for place in np.argsort(-change)[:4]:
         rows, which = groups[place]
-        spread = _spread(law, refits[place], _without(points, rows), np.delete(signs, rows, axis=1))
+        drawn = wild_draws(law, refits[place], _without(points, rows), np.delete(signs, rows, axis=1), tolerance=1e-6)
+        # By the median deviation: a few draws may go astray.
+        spread = 1.4826 * np.median(np.abs(drawn - np.median(drawn, axis=0)), axis=0)
         errors = float(np.max(np.abs(refits[place] - theta) / np.maximum(spread, 1e-12)))
         if errors > _MOVED and (found is None or errors > found.errors):
             found = Movers(rows, which, refits[place], errors)
@@ -126,16 +128,6 @@ def movers(law: Law, theta: Array, points: Points, seed: int = 0, draws: int = 4
 
 def _without(points: Points, rows: Index) -> Points:
     return points.take(np.delete(np.arange(len(points)), rows))
-
-
-def _spread(law: Law, theta: Array, points: Points, signs_SN: Array) -> Array:
-    """Standard errors of the coefficients `theta`, by the median deviation: a few draws may go astray."""
-    predicted, slopes = law.predict(theta[None], points)
-    targets = predicted[0] + signs_SN * error_sizes(np.log(points.loss) - predicted[0], slopes[0])
-    starts = np.repeat(theta[None], len(targets), 0)
-    drawn, _ = minimise(lambda batch: law.predict(batch, points), starts, targets, tolerance=1e-6)
-    spread: Array = 1.4826 * np.median(np.abs(drawn - np.median(drawn, axis=0)), axis=0)
-    return spread
 
 
 def _groups(law: Law, points: Points) -> list[tuple[Index, str]]:

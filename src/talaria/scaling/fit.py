@@ -7,9 +7,9 @@ fit.interval("alpha", 0.9), fit.predict_loss(params=7e9, tokens=1.4e11, level=0.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class Fit:
 
 
 def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
-    """Fit one of `LAWS`: the best of a grid of starts, then `draws` tables of other errors (`error_sizes`) from there.
+    """Fit one of `LAWS`: the best of a grid of starts, then `draws` tables of other errors (`wild_draws`) from there.
 
     Raises UserError where the rows are fewer than the coefficients or all of one size.
     """
@@ -120,11 +120,7 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
         return law.predict(theta, points)
 
     theta, _ = minimise_from_grid(model, law.starts(points), target)
-    predicted, slopes = model(theta[None])
-    residuals = target - predicted[0]
-    targets = predicted[0] + random_signs(draws, len(points), seed) * error_sizes(residuals, slopes[0])
-    theta_draws, objectives = minimise(model, np.repeat(theta[None], draws, 0), targets, tolerance=1e-7)
-    theta_draws = theta_draws[np.isfinite(objectives)]
+    theta_draws = wild_draws(law, theta, points, random_signs(draws, len(points), seed), tolerance=1e-7)
     told = {key: float(values[0]) for key, values in law.coefficients(theta[None]).items()}
     drawn = law.coefficients(theta_draws)
     exponents, exponent_draws = _exponents(law, told, drawn)
@@ -134,7 +130,7 @@ def fit_law(name: str, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
         draws=drawn,
         exponents=exponents,
         exponent_draws=exponent_draws,
-        residuals=residuals,
+        residuals=target - model(theta[None])[0][0],
         n_points=len(points),
         seed=seed,
         theta=theta,
@@ -147,9 +143,18 @@ def random_signs(draws: int, n: int, seed: int) -> Array:
     return np.random.default_rng(seed).choice([-1.0, 1.0], (draws, n))
 
 
+def wild_draws(law: Law, theta: Array, points: Points, signs_SN: Array, tolerance: float) -> Array:
+    """The wild bootstrap (Wu 1986) around a fit `theta`: fits_SP to points that lie as far from it as these would, had
+    they no part in it, on the sides of `signs_SN`. Fits that come to no finite objective are left out."""
+    predicted, slopes = law.predict(theta[None], points)
+    targets_SN = predicted[0] + signs_SN * error_sizes(np.log(points.loss) - predicted[0], slopes[0])
+    starts_SP = np.repeat(theta[None], len(targets_SN), 0)
+    found, objectives = minimise(lambda batch: law.predict(batch, points), starts_SP, targets_SN, tolerance=tolerance)
+    return found[np.isfinite(objectives)]
+
+
 def error_sizes(residuals_N: Array, slopes_PN: Array) -> Array:
-    """How far each of N points would lie from a law that it had no part in: what a draw of the wild bootstrap (Wu 1986)
-    puts on either side of the fitted one, so that every point keeps its own scale.
+    """How far each of N points would lie from a law that it had no part in, so that every point keeps its own scale.
 
     A point draws the fit towards it, so |residual| is too small by its leverage h times psi / mean(psi') to first order
     in h, where psi is the derivative of Huber's loss and mean(psi') the share of errors within its delta. For errors
@@ -165,7 +170,7 @@ def error_sizes(residuals_N: Array, slopes_PN: Array) -> Array:
     spread = min(residuals_N.std(), float(np.subtract(*np.quantile(residuals_N, [0.75, 0.25]))) / 1.34)
     width = max(0.9 * spread * len(size) ** -0.2, 1e-12)  # of a kernel: Silverman 1986, equation 3.31
     shares = [
-        _normal((HUBER_DELTA - r) / width) - _normal((-HUBER_DELTA - r) / width) for r in residuals_N[rest].tolist()
+        near.cdf(HUBER_DELTA) - near.cdf(-HUBER_DELTA) for near in (NormalDist(r, width) for r in residuals_N[rest])
     ]
     scatter = max(float(np.sqrt(np.mean(size**2))), 1e-300)
     within = max(float(np.mean(shares)), min(1.0, HUBER_DELTA / (_MOST_ADDED * scatter)))
@@ -174,10 +179,6 @@ def error_sizes(residuals_N: Array, slopes_PN: Array) -> Array:
     h = leverage(slopes_PN)
     sizes: Array = size + h / (1 - np.minimum(h * within, _MOST_PULL)) * psi / within
     return sizes
-
-
-def _normal(z: float) -> float:
-    return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 def leverage(slopes_PN: Array) -> Array:
