@@ -124,39 +124,42 @@ def _kaplan_exponents(found: dict[str, Array]) -> tuple[Array, Array]:
 
 def _repeated(theta: Array, points: Points) -> tuple[Array, Array]:
     """Chinchilla's law over effective parameters and tokens (Muennighoff et al. 2023, equations 5 and 6); theta = log
-    A, log B, log E, alpha, beta, log R_D, log R_N. Derivatives are central differences."""
-    value = _repeated_log_loss(theta, points)
-    slopes = np.empty((len(theta), theta.shape[1], len(points)))
-    for place in range(theta.shape[1]):
-        step = 1e-5 * np.maximum(1.0, np.abs(theta[:, place]))
-        up, down = theta.copy(), theta.copy()
-        up[:, place] += step
-        down[:, place] -= step
-        slopes[:, place] = (_repeated_log_loss(up, points) - _repeated_log_loss(down, points)) / (2 * step[:, None])
-    return value, slopes
+    A, log B, log E, alpha, beta, log R_D, log R_N.
 
-
-def _repeated_log_loss(theta: Array, points: Points) -> Array:
+    With U different tokens, D' = U + U R_D (1 - exp(-(D / U - 1) / R_D)), and parameters beyond those that are best for
+    U are worth as little (section 3.1): N' from N and those as D' from D and U.
+    """
     assert points.unique_tokens is not None
-    a, b, e, alpha, beta, log_r_d, log_r_n = (theta[:, i : i + 1] for i in range(7))
-    log_n, log_d = effective_logs(a, b, alpha, beta, np.exp(log_r_d), np.exp(log_r_n), points)
-    return np.logaddexp(np.logaddexp(a - alpha * log_n, b - beta * log_d), e)
+    a, b, e, alpha, beta = (theta[:, i : i + 1] for i in range(5))
+    r_d, r_n = np.exp(theta[:, 5:6]), np.exp(theta[:, 6:7])
+    unique, log_size = np.minimum(points.unique_tokens, points.tokens), np.log(points.params)
+    log_unique = np.log(unique)
+    worth_d, _, by_r_d = _worth(points.tokens / unique - 1, r_d)
+    log_d = log_unique + worth_d
+    # Best for U tokens is where both terms fall alike: alpha A / N^alpha = beta B / U^beta. Smaller models count whole.
+    best = np.minimum((np.log(alpha / beta) + a - b + beta * log_unique) / alpha, log_size)
+    times_more = np.exp(np.minimum(log_size - best, 700.0))
+    worth_n, rate, by_r_n = _worth(times_more - 1, r_n)
+    log_n = best + worth_n
+    by_best = np.where(best < log_size, 1 - times_more * rate, 0.0)
+
+    terms = np.empty((3, len(theta), len(points)))
+    terms[0], terms[1], terms[2] = a - alpha * log_n, b - beta * log_d, e
+    log_loss, shares = _log_sum(terms)
+    from_size, from_best = shares[0], shares[0] * by_best
+    slopes = np.empty((len(theta), 7, len(points)))
+    slopes[:, 0], slopes[:, 1], slopes[:, 2] = from_size - from_best, shares[1] + from_best, shares[2]
+    slopes[:, 3] = -from_size * log_n - from_best * (1 / alpha - best)
+    slopes[:, 4] = -shares[1] * log_d - from_best * (log_unique - 1 / beta)
+    slopes[:, 5], slopes[:, 6] = -shares[1] * beta * by_r_d, -from_size * alpha * by_r_n
+    return log_loss, slopes
 
 
-def effective_logs(
-    a: Array, b: Array, alpha: Array, beta: Array, r_d: Array, r_n: Array, points: Points
-) -> tuple[Array, Array]:
-    """Logs of effective parameters N' and tokens D': with U different tokens, D' = U + U R (1 - exp(-(D / U - 1) / R));
-    parameters beyond those that are best for U are worth as little (Muennighoff et al. 2023, section 3.1)."""
-    assert points.unique_tokens is not None
-    unique = np.minimum(points.unique_tokens, points.tokens)
-    log_d = np.log(unique) + np.log1p(-r_d * np.expm1(-(points.tokens / unique - 1) / r_d))
-    # The best N for U tokens: N = G (C / 6)^p and D = (C / 6)^(1 - p) / G, so log N = log G + (log U + log G) beta /
-    # alpha.
-    log_g = (np.log(alpha / beta) + a - b) / (alpha + beta)
-    best = np.minimum(log_g + (np.log(unique) + log_g) * beta / alpha, np.log(points.params))
-    excess = np.maximum(points.params / np.exp(best) - 1, 0.0)
-    return best + np.log1p(-r_n * np.expm1(-excess / r_n)), log_d
+def _worth(more: Array, r: Array) -> tuple[Array, Array, Array]:
+    """Log of what 1 and `more` repetitions are worth, with its derivatives by `more` and by log r."""
+    fading = np.exp(-more / r)
+    worth = 1 - r * np.expm1(-more / r)
+    return np.log(worth), fading / worth, (worth - 1 - more * fading) / worth
 
 
 def _repeated_coefficients(theta: Array) -> dict[str, Array]:
