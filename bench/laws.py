@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from talaria.errors import UserError
-from talaria.scaling.allocation_laws import fit_envelope, fit_isoflop
+from talaria.scaling.envelope import fit_envelope
 from talaria.scaling.fit import fit_law
+from talaria.scaling.isoflop import fit_isoflop
 from talaria.scaling.laws import LAWS
 from talaria.scaling.least_squares import minimise_from_grid
 from talaria.scaling.points import Array, Points, read_points

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from scipy.optimize import minimize
 
 from talaria.errors import UserError
-from talaria.scaling.allocation_laws import _losses, fit_envelope, fit_isoflop
 from talaria.scaling.diagnosis import _groups, diagnose, movers
+from talaria.scaling.envelope import _losses, _surface, fit_envelope
 from talaria.scaling.fit import error_sizes, fit_law, hold_out, leverage
+from talaria.scaling.isoflop import fit_isoflop
 from talaria.scaling.laws import BROKEN, CHINCHILLA, KAPLAN, LAWS, REPEATED, Law
 from talaria.scaling.least_squares import HUBER_DELTA, huber, minimise
 from talaria.scaling.points import Array, Points, read_points
@@ -324,13 +326,16 @@ def curves(seed: int, noise: float, together: bool = False, kaplan: bool = False
 
 
 def test_noise_does_not_flatten_the_envelope() -> None:
-    """The lowest of noisy curves is low by chance: without what is taken off, the mean of these is 0.44."""
-    told, plain = [], []
+    """The lowest of noisy curves is low by chance: without what is taken off, the mean of these is 0.44. What is taken
+    off has errors of its own: draws that leave its surface as it is scatter by 0.82 of it."""
+    told, plain, drawn = [], [], []
     for seed in range(40):
         fit, found = fit_envelope(curves(seed, 0.01), draws=60)
         told.append(fit.coefficients["a"])
         plain.append(np.polyfit(found[:, 0], found[:, 1], 1)[0])
+        drawn.append(fit.draws["a"].std())
     assert np.mean(plain) < 0.46
+    assert 0.9 < np.sqrt(np.mean(np.square(drawn))) / np.std(told) < 1.1
     assert abs(np.mean(told) - 0.5) < 0.03
     assert np.std(told) < np.sqrt(np.mean(np.square(np.array(plain) - 0.5)))
 
@@ -354,6 +359,65 @@ def test_errors_along_a_curve_hang_together() -> None:
 
     each, whole = (sum(width(seed, together) for seed in range(8)) for together in (False, True))
     assert whole > 1.4 * each
+
+
+def test_the_envelopes_draws_lie_on_both_sides_alike() -> None:
+    """The bug: the plain draws' quantiles, which lean as the lowest curves do."""
+    fit, _ = fit_envelope(curves(1, 0.01, n_sizes=14), draws=101)
+    off = np.sort(fit.draws["a"] - fit.coefficients["a"])
+    assert len(off) == 102 and off[-1] > 0.005
+    np.testing.assert_allclose(off, -off[::-1], atol=1e-12)
+
+
+def test_tables_of_other_errors_are_what_their_rows_would_give() -> None:
+    """Curves of a surface with each curve's errors, some turned: as if the rows had them and were smoothed anew."""
+    points = curves(0, 0.01, n_sizes=9)
+    best = 0.09 * np.sqrt(points.flops)
+    points = points.take(np.abs(np.log(points.params / best)) < 2.5)
+    log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
+    of_size = [np.flatnonzero(log_n == size) for size in np.unique(log_n)]
+    grid, size = np.linspace(log_c.min(), log_c.max(), 50), np.unique(log_n)
+    losses = _losses(of_size, log_c, log_loss, grid)
+    surface, design = _surface(points, of_size, np.isfinite(losses), size, grid, middle=float(grid.mean()))
+    theta = np.linalg.lstsq(design, log_loss, rcond=None)[0]
+    errors = log_loss - design @ theta
+    row_signs = np.where(np.isin(log_n, size[::2]), -1.0, 1.0)
+    there = np.isfinite(losses)
+    short = surface.curves(theta) - np.resize([1.0, -1.0], len(size))[:, None] * surface.errors(losses, theta)
+    long = _losses(of_size, log_c, design @ theta + surface.widening * row_signs * errors, grid)
+    np.testing.assert_array_equal(np.isfinite(short), there)
+    np.testing.assert_allclose(short[there], long[there], rtol=0, atol=1e-10)
+    assert surface.widening > 1.1 and np.abs(errors).max() > 0.01
+
+
+def test_runs_that_differ_in_their_seeds_are_one_row_of_a_curve() -> None:
+    """The bugs: a cubic through eight rows at one budget; a surface of terms that three budgets cannot tell apart."""
+    points = curves(0, 0.002, n_sizes=14)
+    points = points.take(np.isin(points.flops, np.unique(points.flops)[[0, 7, 15]]))
+    noise = np.random.default_rng(0).standard_normal((8, len(points)))
+    noise -= noise.mean(axis=0)
+    eight = points.take(np.tile(np.arange(len(points)), 8))
+    eight = replace(eight, loss=eight.loss * np.exp(0.003 * noise.ravel()))
+    (one, _), (told, _) = (fit_envelope(table, draws=60) for table in (points, eight))
+    assert told.coefficients["a"] == pytest.approx(one.coefficients["a"], rel=1e-9)
+    assert told.interval("a") == pytest.approx(one.interval("a"), rel=1e-9)
+    assert (one.n_points, told.n_points) == (42, 336) and told.warnings == one.warnings
+    lone = eight.take((eight.params != eight.params.min()) | (eight.flops == eight.flops.min()))
+    assert "1 sizes have a row at one budget alone" in " ".join(fit_envelope(lone, draws=60)[0].warnings)
+
+
+def test_an_envelope_without_a_place_has_no_line() -> None:
+    """The bug: the surface's best sizes at no budgets at all, met in simulated tables of few rows with much noise."""
+    errors = (
+        "-4.77 -3.11 0.75 -20.09 -3.94 -14.56 11.04 16.44 16.41 8.30 11.66 15.62 -7.64 -9.66 -9.86 12.78 7.45 18.69"
+    )
+    sizes, budgets = np.geomspace(3e7, 3e9, 6), np.array([1.929e19, 1.2975e20, 8.729e20])
+    params, flops = (grid.ravel() for grid in np.meshgrid(sizes, budgets, indexing="ij"))
+    loss = 1.8 + 480 / params**0.35 + 950 / (flops / 6 / params) ** 0.35
+    loss *= np.exp([float(percent) / 100 for percent in errors.split()])
+    points = Points(params, flops / 6 / params, flops, loss, np.arange(2, 20))
+    with pytest.raises(UserError, match="there is no interval; add"):
+        fit_envelope(points, draws=30)
 
 
 def test_few_curves_are_told() -> None:

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from talaria.errors import UsageError, UserError
-from talaria.scaling.allocation_laws import fit_envelope, fit_isoflop
 from talaria.scaling.diagnosis import diagnose
+from talaria.scaling.envelope import fit_envelope
 from talaria.scaling.fit import Fit, fit_law, hold_out
+from talaria.scaling.isoflop import fit_isoflop
 from talaria.scaling.laws import LAWS
 from talaria.scaling.points import Points, read_points
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from talaria.errors import UserError
 from talaria.files import atomic_write
-from talaria.scaling.allocation_laws import Valley
 from talaria.scaling.fit import Fit
+from talaria.scaling.isoflop import Valley
 from talaria.scaling.laws import LAWS
 from talaria.scaling.points import Array, Points
 from talaria.scaling.ray import RayPrediction
