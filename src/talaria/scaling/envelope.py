@@ -30,6 +30,8 @@ _SIZES_BETWEEN = 20
 """Where the best of the surface is looked for, for each size there is."""
 _DRAWS_WITHIN = 50
 """Draws that tell a simulated table's own bias."""
+_TOGETHER = 10
+"""Draws whose curves lie in the processor's cache."""
 _MOST_UNTOLD = 0.1
 """Of the simulated tables, from which on those without a line are spoken of."""
 _HELD_OUT_FROM = 0.75
@@ -204,7 +206,7 @@ class _Surface:
         (line,), (compared,), _ = _lines(losses_CG[None], self.size_C, self.budget_G)
         true = self.true_line(theta_T, compared)
         surface, errors = self.curves(theta_T), self.errors(losses_CG, theta_T)
-        parts = np.array_split(signs_SC, -(-len(signs_SC) // _DRAWS_WITHIN))  # whole, they would fill the memory
+        parts = np.array_split(signs_SC, -(-len(signs_SC) // _TOGETHER))
         lines = np.concatenate(
             [_lines(surface + part[:, :, None] * errors, self.size_C, self.budget_G)[0] for part in parts]
         )
