@@ -33,6 +33,8 @@ _LARGEST_PROBED, _LARGEST_PROBED_ON_GPU = 8e6, 3e8
 _PROBED_TOKENS, _PROBED_TOKENS_ON_GPU = 4096, 32768
 _FEWEST_TOKENS, _MOST_TOKENS = 1e3, 1e18
 """Of a run, and at most so many parameters: outside, a budget has a zero too many or too few."""
+_MOST_OVER = 4
+"""Times the best size, that the smallest shape may have."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,12 @@ def make_plan(
             f"{'more' if allocation.tokens < _FEWEST_TOKENS else 'less'} compute, time or text"
         )
     shape = shape_of(allocation)
+    if shape.n_params() > _MOST_OVER * allocation.parameters:
+        fewer = "" if budget.served_tokens is None else ", or fewer --served-tokens"
+        raise UsageError(
+            f"the best size is {allocation.parameters:,.0f} parameters, and the smallest shape of a recipe has "
+            f"{shape.n_params():,}; give more parameters, compute, time or text{fewer}"
+        )
     rate = speed(shape)
     tokens = max(1, round(allocation.tokens))
     training = plan_pretraining(PretrainSettings(tokens=tokens), shape, tokens)

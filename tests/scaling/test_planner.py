@@ -268,10 +268,21 @@ def test_wrong_budgets_end_with_two(capsys: pytest.CaptureFixture[str], tmp_path
         ["--flops", "1e20", "--device", "a100", "--corpus", tmp_path / "none"],
         ["--flops", "1", "--device", "a100"],
         ["--flops", "1e60", "--device", "a100"],
+        ["--tokens", "1000", "--device", "a100"],
+        ["--flops", "1e13", "--served-tokens", "1e12", "--device", "a100"],
         ["--parameters", "1e9", "--served-tokens", "1e13", "--device", "a100"],
     ):
         assert talaria("plan", *wrong) == 2, wrong
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_size_below_every_shape_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    """The bug: six parameters, with a loss of 269 nats, where the tokens to be served took the budget."""
+    assert talaria("plan", "--flops", "1e13", "--served-tokens", "1e12", "--device", "a100") == 2
+    assert "smallest shape of a recipe has 82,080; give" in (told := capsys.readouterr().err), told
+    assert "fewer --served-tokens" in told
+    assert talaria("plan", "--parameters", 30_000, "--device", "a100") == 0
+    assert talaria("plan", "--parameters", 20_000, "--device", "a100") == 2
 
 
 def test_a_vocabulary_that_the_recipe_would_refuse_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
