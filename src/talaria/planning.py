@@ -24,7 +24,7 @@ from talaria.errors import UsageError
 from talaria.model.shape import ModelShape
 from talaria.scaling.devices import HERE, device_flops
 from talaria.scaling.planner import Allocation, Budget, Rule, allocate
-from talaria.scaling.sizes import recipe_text, shape_near, vocabulary_for
+from talaria.scaling.sizes import recipe_text, shape_near, times_over_the_world, vocabulary_for
 from talaria.train.settings import PlanSettings, PretrainSettings, TrainingPlan, plan_pretraining
 
 _CONTEXTS = ((2e7, 256), (1e9, 1024), (math.inf, 2048))
@@ -33,6 +33,7 @@ _LARGEST_PROBED, _LARGEST_PROBED_ON_GPU = 8e6, 3e8
 _PROBED_TOKENS, _PROBED_TOKENS_ON_GPU = 4096, 32768
 _FEWEST_TOKENS, _MOST_TOKENS = 1e3, 1e18
 """Of a run, and at most so many parameters: outside, a budget has a zero too many or too few."""
+_MOST_TIMES_OVER_THE_WORLD = 5
 _MOST_OVER = 4
 """Times the best size, that the smallest shape may have."""
 
@@ -147,6 +148,10 @@ def make_plan(
     taken = training.tokens * shape.flops_per_token(training.context) / rate / 3600
     cost = None if price is None else taken * devices * price
     memory = _memory(shape, training)
+    times = times_over_the_world(training.tokens)
+    if not corpus and times > _MOST_TIMES_OVER_THE_WORLD:
+        note = f"without --corpus the recipe reads the embedded world {times:,.0f} times, which the loss does not count"
+        allocation = replace(allocation, notes=(*allocation.notes, note))
     where = "this machine" if device == HERE else device
     predicted = f"{shape.n_params():,} parameters, {training.tokens:,} tokens; predicted {taken:.3g} hours on {where}"
     if allocation.loss is not None:

@@ -285,6 +285,16 @@ def test_a_size_below_every_shape_is_not_planned(capsys: pytest.CaptureFixture[s
     assert talaria("plan", "--parameters", 20_000, "--device", "a100") == 2
 
 
+def test_a_plan_says_how_often_its_recipe_reads_the_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The bug: a recipe of billions of tokens over a world of ten million, and not a word of it."""
+    (tmp_path / "own.txt").write_text("some text\n")
+    for options, told in ((["--flops", "1e19"], True), (["--flops", "1e19", "--corpus", tmp_path], False)):
+        assert talaria("plan", *options, "--device", "a100") == 0
+        assert ("reads the embedded world 601 times" in " ".join(capsys.readouterr().out.split())) is told
+    assert talaria("plan", "--flops", "1e14", "--device", "a100") == 0
+    assert "embedded world" not in capsys.readouterr().out
+
+
 def test_a_vocabulary_that_the_recipe_would_refuse_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
     assert talaria("plan", "--flops", "1e15", "--device", "a100", "--vocab-size", 260) == 2
     assert "261" in capsys.readouterr().err

@@ -18,6 +18,17 @@ _VOCABULARIES = ((5e6, 2048), (3e7, 4096), (2e8, 16_384), (math.inf, 32_768))
 _TOKENS_AN_ENTITY = 2400
 """Of the world's text; its facts, pages and conversations grow with its entities."""
 _ENTITIES = (60, 4000)
+_EPOCHS = 4
+"""Over the world's text, as far as it is large enough: so often repeated text is worth nearly what new text is."""
+
+
+def times_over_the_world(tokens: int) -> float:
+    """How often so many tokens read the embedded world, as large as `recipe_text` makes it."""
+    return tokens / _TOKENS_AN_ENTITY / _entities(tokens)
+
+
+def _entities(tokens: int) -> int:
+    return min(max(math.ceil(tokens / _TOKENS_AN_ENTITY / _EPOCHS), _ENTITIES[0]), _ENTITIES[1])
 
 
 def vocabulary_for(params: float) -> int:
@@ -59,8 +70,7 @@ def recipe_text(
         paths = ", ".join(json.dumps(str(path.resolve()), ensure_ascii=False) for path in corpus)
         source = f"[corpus]\npaths = [{paths}]\n"
     else:
-        entities = min(max(math.ceil(tokens / _TOKENS_AN_ENTITY / 4), _ENTITIES[0]), _ENTITIES[1])
-        source = f"[world]\nentities = {entities}\n\n[corpus]\n"
+        source = f"[world]\nentities = {_entities(tokens)}\n\n[corpus]\n"
     lines = "".join(f"# {line}\n" for line in [f"Made by `{command}`.", *predicted.splitlines()])
     return f"""\
 {lines}

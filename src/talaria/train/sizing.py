@@ -114,7 +114,7 @@ def probe(
 
 
 def plan_own_text(folder: Path, minutes: float, context: int = 256, batch_tokens: int = 2048) -> OwnTextPlan:
-    """Choose vocabulary, depth and tokens for the texts below `folder`, so that a whole run takes about `minutes`."""
+    """Choose depth and tokens for the texts below `folder`, so that a whole run takes about `minutes`."""
     vocab_size = 4096
     with tempfile.TemporaryDirectory() as scratch:
         size, sampled = _write_sample(folder, Path(scratch) / "sample.jsonl")
