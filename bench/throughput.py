@@ -170,8 +170,8 @@ def work(side: str, case: Case, dtype: str) -> None:
 def measure_peak(dtype: str) -> float:
     """FLOP/s of the best of a few matrix products; in a process of its own, so that this one holds no threads."""
     code = (
-        "import torch; from talaria.train.meter import peak_flops; "
-        f"print(max(peak_flops.__wrapped__(torch.{dtype}) for _ in range(5)))"
+        "import torch; from talaria.train.meter import measure_peak; "
+        f"print(max(measure_peak(torch.{dtype}) for _ in range(5)))"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
