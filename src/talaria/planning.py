@@ -23,7 +23,7 @@ from talaria.config import to_toml
 from talaria.errors import UsageError
 from talaria.model.shape import ModelShape
 from talaria.scaling.devices import HERE, device_flops
-from talaria.scaling.planner import Allocation, Budget, Rule, allocate
+from talaria.scaling.planner import Allocation, Budget, Loss, Rule, allocate
 from talaria.scaling.sizes import recipe_text, shape_near, times_over_the_world, vocabulary_for
 from talaria.train.settings import PlanSettings, PretrainSettings, TrainingPlan, plan_pretraining
 
@@ -137,10 +137,14 @@ def make_plan(
         )
     shape = shape_of(allocation)
     if shape.n_params() > _MOST_OVER * allocation.parameters:
-        fewer = "" if budget.served_tokens is None else ", or fewer --served-tokens"
+        found, more = "best size", "compute, time or text"
+        if budget.params is not None:
+            found, more = "size asked for", "parameters"
+        fewer = "" if budget.served_tokens is None else ", fewer --served-tokens"
         raise UsageError(
-            f"the best size is {allocation.parameters:,.0f} parameters, and the smallest shape of a recipe has "
-            f"{shape.n_params():,}; give more parameters, compute, time or text{fewer}"
+            f"the {found} is {allocation.parameters:,.0f} parameters, and the smallest shape of a recipe with a "
+            f"vocabulary of {shape.vocab_size:,} has {shape.n_params():,}; give more {more}{fewer} or a smaller "
+            "--vocab-size"
         )
     rate = speed(shape)
     tokens = max(1, round(allocation.tokens))
@@ -148,9 +152,11 @@ def make_plan(
     taken = training.tokens * shape.flops_per_token(training.context) / rate / 3600
     cost = None if price is None else taken * devices * price
     memory = _memory(shape, training)
-    times = times_over_the_world(training.tokens)
-    if not corpus and times > _MOST_TIMES_OVER_THE_WORLD:
-        note = f"without --corpus the recipe reads the embedded world {times:,.0f} times, which the loss does not count"
+    times = 0.0 if corpus else times_over_the_world(training.tokens)
+    is_counted = times <= _MOST_TIMES_OVER_THE_WORLD
+    if not is_counted:
+        often = f"some {float(f'{times:.1g}'):,.0f} times, which the loss does not count"
+        note = f"without --corpus the recipe reads the embedded world {often}"
         allocation = replace(allocation, notes=(*allocation.notes, note))
     where = "this machine" if device == HERE else device
     predicted = f"{shape.n_params():,} parameters, {training.tokens:,} tokens; predicted {taken:.3g} hours on {where}"
@@ -174,15 +180,14 @@ def make_plan(
             corpus,
             shlex.join(["talaria", *sys.argv[1:]]).replace("\n", " "),
             predicted,
-            to_toml(_prediction(rule, allocation, taken, None if price is None else devices * price)),
+            to_toml(_prediction(rule, allocation.loss if is_counted else None, taken, price and devices * price)),
         ),
     )
 
 
-def _prediction(rule: Rule, allocation: Allocation, hours: float, hourly_cost: float | None) -> PlanSettings:
+def _prediction(rule: Rule, loss: Loss | None, hours: float, hourly_cost: float | None) -> PlanSettings:
     """What the trainer holds the run against. A published law's loss is of another text, so only a fit's is told, and
     only with an interval; of repeated text too, whose worth the plan has reckoned with."""
-    loss = allocation.loss
     if rule.is_published or loss is None or loss.low is None or loss.high is None:
         return PlanSettings(hours=hours, hourly_cost=hourly_cost)
     return PlanSettings(hours=hours, hourly_cost=hourly_cost, loss=(loss.low, loss.high))

@@ -133,7 +133,9 @@ def test_a_band_given_to_a_resumed_run_judges_only_what_is_to_come(tokens: Path,
 
 def test_mfu_is_a_share_of_all_ranks_in_the_dtype_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {torch.float32: 1e9, torch.bfloat16: 4e9}
-    monkeypatch.setattr(meter, "peak_flops", lambda dtype, reached: peaks[dtype])
+    clock = iter(range(0, 100, 10))
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(meter, "peak_flops", peaks.__getitem__)
     result = StepResult(1.0, 10, 1000, 1.0, False, False, None)
     shares = {}
     for dtype, ranks in ((torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 1)):
@@ -147,20 +149,35 @@ def test_mfu_is_a_share_of_all_ranks_in_the_dtype_that_runs(monkeypatch: pytest.
 
 def test_a_peak_measured_in_a_bad_moment_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug: one bad tenth of a second at the start, and a whole run at 130 % of what the machine can do."""
-    measures = iter([5e9, 4e9, 15e9, *[1e9] * 20])
+    measures, clock = iter([5e9, 4e9, 15e9, 9e9]), [0.0]
+
+    def measure(dtype: torch.dtype) -> float:
+        clock[0] += 7.0
+        return next(measures)
+
     monkeypatch.setattr(meter, "_peaks", {})
-    monkeypatch.setattr(meter, "measure_peak", lambda dtype: next(measures))
-    assert meter.peak_flops(torch.float32, reached=1e9) == 5e9
-    assert meter.peak_flops(torch.float32, reached=9e9) == 15e9
-    assert meter.peak_flops(torch.float32, reached=3e9) == 15e9
-    assert meter.peak_flops(torch.float32, reached=99e9) == 15e9, "no more than ten measures"
-    assert len(list(measures)) == 13
+    monkeypatch.setattr(meter, "measure_peak", measure)
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = StepResult(1.0, 10, 1000, 1.0, False, False, None)
+    shares, rates = [], []
+    with Meter("", 4, 0, flops_per_token=10**7, show=False) as one:
+        for step in range(1, 5):
+            clock[0] += 1.0
+            one.count(step, result)
+            row = one.row(step, result)
+            shares.append(row["mfu"])
+            rates.append(row["tokens_per_second"])
+    assert shares == pytest.approx([2.0, 10 / 15, 10 / 15, 10 / 15])
+    assert rates == pytest.approx([1000] * 4), "a measure is no part of a step"
+    assert next(measures) == 9e9
 
 
 def test_a_measured_peak_leaves_the_random_numbers_alone() -> None:
-    before = torch.get_rng_state()
+    states = [torch.get_rng_state, *([torch.cuda.get_rng_state] if torch.cuda.is_available() else [])]
+    before = [state() for state in states]
     assert meter.measure_peak(torch.float32) > 0
-    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(state(), was) for state, was in zip(states, before, strict=True))
 
 
 def test_a_compiled_run_learns_the_same_and_is_saved_under_the_same_names(

@@ -55,7 +55,7 @@ def test_a_band_that_comes_to_a_run_under_way_begins_with_a_stretch_that_is_all_
 
 
 def test_what_is_left_is_told_beside_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "peak_flops", lambda dtype, reached: 4e5)
+    monkeypatch.setattr(meter, "peak_flops", lambda dtype: 4e5)
     clock = iter([0.0, 10.0, 30.0])
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
     plan = PlanSettings(hours=0.5, hourly_cost=3.0)

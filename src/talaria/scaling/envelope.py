@@ -20,12 +20,16 @@ from talaria.scaling.points import Array, Index, Points
 Mask = NDArray[np.bool_]
 
 _GRID = 400
-_SAME_BUDGET = 1e-6
-"""Budgets whose logs differ by less are one budget."""
+_SAME_BUDGET = 0.05
+"""Rows of a size whose logs of compute lie within this are one row."""
+_FEWEST_BUDGETS = 4
+"""Of the median size, below which a curve says little of where another one crosses it."""
 _SMOOTHED_FROM = 6
 """Rows of a size, from which on a cubic goes through them."""
 _FEWEST_CURVES = 8
-"""Of sizes, below which a surface through their curves leaves little to tell an error by."""
+"""Of sizes, below which a surface of squares through their curves is all that leaves something to tell an error by."""
+_ENOUGH_CURVES = 12
+"""Of sizes, below which intervals were too narrow on planted curves."""
 _SIZES_BETWEEN = 20
 """Where the best of the surface is looked for, for each size there is."""
 _DRAWS_WITHIN = 50
@@ -74,9 +78,14 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
     residuals = found[:, 1] - (offset + slope * found[:, 0])
     fit = power_laws("envelope", slope, offset, lines, residuals, n_points, seed)
     fit = replace(fit, held_out=_hold_out(found, curves, log_c, log_loss, size, grid))
-    if len(curves) < _FEWEST_CURVES:
+    if len(curves) < _ENOUGH_CURVES:
         fit.warnings.append(
             f"{len(curves)} sizes are few to tell an error by: the interval may be too narrow; add sizes"
+        )
+    if (n_budgets := int(np.median([len(rows) for rows in curves]))) < _FEWEST_BUDGETS:
+        fit.warnings.append(
+            f"{n_budgets} budgets a size are few for a curve: exponent and interval may be wrong; read the loss at "
+            "more budgets"
         )
     if len(curves) < len(sizes):
         fit.warnings.append(
@@ -93,11 +102,19 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
 
 
 def _one_row_a_budget(points: Points) -> Points:
-    """Runs that differ in their seeds alone as one, with the mean of their log losses."""
-    log_c = np.log(points.flops)
-    same = [rows[at] for rows in groups(np.log(points.params), SAME_SIZE) for at in groups(log_c[rows], _SAME_BUDGET)]
-    losses = np.array([np.exp(np.log(points.loss[rows]).mean()) for rows in same])
-    return replace(points.take(np.array([rows[0] for rows in same])), loss=losses)
+    """Rows of a size at nearly one budget, such as runs that differ in their seeds, as one: means of the logs."""
+    log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
+    same, size = [], []
+    for rows in groups(log_n, SAME_SIZE):
+        left = rows[np.argsort(log_c[rows])]
+        while len(left):
+            near = log_c[left] <= log_c[left[0]] + _SAME_BUDGET
+            same.append(left[near])
+            size.append(log_n[rows].mean())
+            left = left[~near]
+    flops, loss = (np.array([np.exp(of[rows].mean()) for rows in same]) for of in (log_c, log_loss))
+    joined = points.take(np.array([rows[0] for rows in same]))
+    return replace(joined, params=np.exp(np.array(size)), flops=flops, loss=loss)
 
 
 def _hold_out(
@@ -189,6 +206,11 @@ class _Surface:
         """Of curves around a surface fitted to them: what fitting took off is added in the mean."""
         return np.where(self.there_CG, self.widening * (losses_CG - self.curve_CGT @ theta_T), 0.0)
 
+    def with_errors(self, theta_T: Array, errors_CG: Array, terms_CT: Array, sign_C: Array) -> tuple[Array, Array]:
+        """The curves, and the coefficients fitted to them, of a table whose curves have these errors, each on the side
+        of its sign. Smoothing and fitting are linear, so both are sums."""
+        return self.curves(theta_T) + sign_C[:, None] * errors_CG, theta_T + sign_C @ terms_CT
+
     def true_line(self, theta_T: Array, compared_G: Mask) -> Array:
         """Slope and height, (2,), of the line through the sizes that are the surface's best at these budgets; NaN where
         they lie at the ends of those tried, or where there is no budget."""
@@ -276,13 +298,12 @@ def _lines_told(
     line = surface.told(losses_CG, theta, signs(draws))
     # What is asked for is the exponent at the real table's budgets, whichever budgets another table's envelope has.
     true = surface.true_line(theta, np.isin(grid, found[:, 0]))
-    # Tables of other errors: each curve's on the side of its sign. Smoothing and fitting are linear, so both are sums.
     errors_CG = surface.errors(losses_CG, theta)
     row_errors = surface.widening * (log_loss - design_NT @ theta)
     terms_CT = np.stack([rows_to_terms[:, rows] @ row_errors[rows] for rows in curves])
     off = np.empty(((draws + 1) // 2, 2))
     for draw, sign_C in enumerate(signs(len(off))):
-        table = surface.curves(theta) + sign_C[:, None] * errors_CG, theta + sign_C @ terms_CT
+        table = surface.with_errors(theta, errors_CG, terms_CT, sign_C)
         off[draw] = surface.told(*table, signs(_DRAWS_WITHIN)) - true
     off = off[np.isfinite(off[:, 0])]
     if len(off) < draws / 4 or not np.isfinite(line).all():

@@ -14,17 +14,20 @@ from talaria.train.settings import PlanSettings
 from talaria.train.step import StepResult
 
 _MOST_MEASURES = 10
-"""Of a peak that a run goes on to exceed."""
-_peaks: dict[torch.dtype, list[float]] = {}
+"""Of a peak, by one meter."""
+_peaks: dict[torch.dtype, float] = {}
 
 
-def peak_flops(dtype: torch.dtype = torch.float32, reached: float = 0.0) -> float:
-    """FLOP/s of this machine in large matrix products. Measured once, and again where something has `reached` more:
-    then other programs were at work the first time."""
-    measured = _peaks.setdefault(dtype, [])
-    while not measured or (max(measured) < reached and len(measured) < _MOST_MEASURES):
-        measured.append(measure_peak(dtype))
-    return max(measured)
+def peak_flops(dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of this machine in large matrix products, as first measured or by `measure_peak_again`."""
+    if dtype not in _peaks:
+        _peaks[dtype] = measure_peak(dtype)
+    return _peaks[dtype]
+
+
+def measure_peak_again(dtype: torch.dtype) -> None:
+    """For one that was exceeded: other programs were at work when it was measured."""
+    _peaks[dtype] = max(_peaks[dtype], measure_peak(dtype))
 
 
 def measure_peak(dtype: torch.dtype) -> float:
@@ -70,6 +73,8 @@ class Meter:
         self._clock = time.perf_counter()
         self._rate, self._left = 0.0, 0.0
         self._seconds, self._counted = 0.0, 0
+        # A GPU is seldom shared, and has little memory left in the middle of a run.
+        self._measures_left = 0 if torch.cuda.is_available() else _MOST_MEASURES - 1
 
     def __enter__(self) -> Meter:
         self._progress.start()
@@ -89,6 +94,10 @@ class Meter:
         self._seconds, self._counted = self._seconds + taken, self._counted + 1
         # By the mean of all steps of this process: a single step's time is the luck of a busy machine.
         self._left = (self._steps - step) * self._seconds / self._counted / 3600
+        if self._mfu > 1 and self._measures_left > 0:
+            self._measures_left -= 1
+            measure_peak_again(self._dtype)
+            self.pause()
         self._progress.update(self._task, completed=step, rate=self.line(step, result))
 
     def line(self, step: int, result: StepResult) -> str:
@@ -105,8 +114,7 @@ class Meter:
 
     @property
     def _mfu(self) -> float:
-        reached = self._rate * self._flops_per_token / self._ranks
-        return reached / peak_flops(self._dtype, reached)
+        return self._rate * self._flops_per_token / (self._ranks * peak_flops(self._dtype))
 
     def _planned_left(self, step: int) -> float:
         """Hours that the plan had left for the rest of the run; it must have some."""
