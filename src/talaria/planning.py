@@ -126,26 +126,24 @@ def make_plan(
         window = context or next(size for limit, size in _CONTEXTS if allocation.parameters < limit)
         return shape_near(allocation.parameters, vocabulary, window)
 
-    if seconds is None:
-        allocation = allocate(rule, budget)
-    else:
-        allocation = _within(rule, budget, seconds, speed, shape_of)
-    if not _FEWEST_TOKENS <= allocation.tokens <= _MOST_TOKENS or allocation.parameters > _MOST_TOKENS:
-        raise UsageError(
-            f"{allocation.parameters:.3g} parameters on {allocation.tokens:.3g} tokens is no run; give "
-            f"{'more' if allocation.tokens < _FEWEST_TOKENS else 'less'} compute, time or text"
-        )
+    def chosen(budget: Budget) -> Allocation:
+        found = allocate(rule, budget) if seconds is None else _within(rule, budget, seconds, speed, shape_of)
+        if not _FEWEST_TOKENS <= found.tokens <= _MOST_TOKENS or found.parameters > _MOST_TOKENS:
+            raise UsageError(
+                f"{found.parameters:.3g} parameters on {found.tokens:.3g} tokens is no run; give "
+                f"{'more' if found.tokens < _FEWEST_TOKENS else 'less'} compute, time or text"
+            )
+        return found
+
+    allocation = chosen(budget)
     shape = shape_of(allocation)
     if shape.n_params() > _MOST_OVER * allocation.parameters:
-        found, more = "best size", "compute, time or text"
+        smallest = f"the smallest shape of a recipe with a vocabulary of {shape.vocab_size:,} has {shape.n_params():,}"
         if budget.params is not None:
-            found, more = "size asked for", "parameters"
-        fewer = "" if budget.served_tokens is None else ", fewer --served-tokens"
-        raise UsageError(
-            f"the {found} is {allocation.parameters:,.0f} parameters, and the smallest shape of a recipe with a "
-            f"vocabulary of {shape.vocab_size:,} has {shape.n_params():,}; give more {more}{fewer} or a smaller "
-            "--vocab-size"
-        )
+            raise UsageError(f"--parameters {budget.params:,.0f}: {smallest}; give more, or a smaller --vocab-size")
+        note = f"{smallest}: that is planned, where {allocation.parameters:,.0f} would be best"
+        allocation = chosen(replace(budget, params=float(shape.n_params()), served_tokens=None))
+        allocation = replace(allocation, notes=(note, *allocation.notes))
     rate = speed(shape)
     tokens = max(1, round(allocation.tokens))
     training = plan_pretraining(PretrainSettings(tokens=tokens), shape, tokens)

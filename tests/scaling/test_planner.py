@@ -272,23 +272,26 @@ def test_wrong_budgets_end_with_two(capsys: pytest.CaptureFixture[str], tmp_path
         ["--flops", "1e20", "--device", "a100", "--corpus", tmp_path / "none"],
         ["--flops", "1", "--device", "a100"],
         ["--flops", "1e60", "--device", "a100"],
-        ["--tokens", "1000", "--device", "a100"],
-        ["--flops", "1e13", "--served-tokens", "1e12", "--device", "a100"],
+        ["--parameters", "1000", "--device", "a100"],
         ["--parameters", "1e9", "--served-tokens", "1e13", "--device", "a100"],
     ):
         assert talaria("plan", *wrong) == 2, wrong
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_size_below_every_shape_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_size_below_every_shape_gives_way_to_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:
     """The bug: six parameters, with a loss of 269 nats, where the tokens to be served took the budget."""
-    assert talaria("plan", "--flops", "1e13", "--served-tokens", "1e12", "--device", "a100") == 2
-    assert "with a vocabulary of 2,048 has 82,080; give more compute" in (told := capsys.readouterr().err), told
-    assert "the best size is" in told and "fewer --served-tokens" in told
+    for options in (["--flops", "1e13", "--served-tokens", "1e12"], ["--tokens", "3000"], ["--hours", "1e-8"]):
+        assert talaria("plan", *options, "--device", "a100", "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["parameters"] == told["recipe"]["parameters"] == 82_080, options
+        assert told["flops"] == pytest.approx(6 * 82_080 * told["tokens"], rel=1e-3)
+        assert told["notes"][1].startswith("the smallest shape of a recipe with a vocabulary of 2,048 has 82,080")
+    assert told["hours"] == pytest.approx(1e-8, rel=0.02)
     assert talaria("plan", "--parameters", 1e6, "--vocab-size", 200_000, "--device", "a100") == 2
-    assert "the size asked for is 1,000,000 parameters" in (told := capsys.readouterr().err), told
+    told = capsys.readouterr().err
+    assert "--parameters 1,000,000: the smallest shape" in told and "smaller --vocab-size" in told
     assert talaria("plan", "--parameters", 30_000, "--device", "a100") == 0
-    assert talaria("plan", "--parameters", 20_000, "--device", "a100") == 2
 
 
 def test_a_plan_says_how_often_its_recipe_reads_the_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
