@@ -89,7 +89,7 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
         )
     if len(curves) < len(sizes):
         fit.warnings.append(
-            f"{len(sizes) - len(curves)} sizes have a row at one budget alone: without a curve they are left out"
+            f"{len(sizes) - len(curves)} of {len(sizes)} sizes have one budget alone: without a curve they are left out"
         )
     if len(lines) < (1 - _MOST_UNTOLD) * draws:
         fit.warnings.append(
