@@ -245,7 +245,7 @@ def test_it_learns_what_is_preferred_and_its_mean_is_zero(trained: Path, tokeniz
     margins = [
         float(scores[i] - scores[j]) > 0
         for prompt in held_out
-        for scores in [score(model, as_answers([prompt]))]
+        for scores in [score(model, as_answers([prompt])).detach()]
         for i, j, share in prompt.pairs
         if share != 0.5
     ]
