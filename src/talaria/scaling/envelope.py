@@ -46,7 +46,7 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
     """Power laws through the lower envelope. Returns the fit and the envelope's rows (log C, log N).
 
     The curve of a size is its rows in order of compute, smoothed by a cubic where there are six or more; rows at one
-    budget count as one, by the mean of their log loss. A size with one row has no curve and is left out.
+    budget count as one, by the mean of their log loss. A size with one budget has no curve and is left out.
 
     The lowest of noisy curves is low by chance, which flattens the line through them. By how much is seen on curves
     whose best sizes are known: those of a surface through all rows, log loss by products of powers of log size and of
@@ -57,14 +57,16 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
     symmetric, Hall 1988). What is held out is predicted without that. Raises UserError where the curves do not
     overlap, or leave nothing to tell an error by.
     """
-    n_points, points = len(points), _one_row_a_budget(points)
-    log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
-    sizes = groups(log_n, SAME_SIZE)
-    curves = [rows[np.argsort(log_c[rows])] for rows in sizes if len(rows) > 1]
-    if len(curves) < 3:
+    n_points, joined = len(points), _one_row_a_budget(points)
+    sizes = groups(np.log(joined.params), SAME_SIZE)
+    several = [rows for rows in sizes if len(rows) > 1]
+    if len(several) < 3:
         raise UserError(
-            f"{len(curves)} sizes have rows at two budgets or more; the envelope needs the curves of three sizes"
+            f"{len(several)} sizes have rows at two budgets or more; the envelope needs the curves of three sizes"
         )
+    points = joined.take(np.concatenate(several))
+    log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
+    curves = [rows[np.argsort(log_c[rows])] for rows in groups(log_n, SAME_SIZE)]
     size = np.array([log_n[rows].mean() for rows in curves])
     grid = np.linspace(log_c.min(), log_c.max(), _GRID)
     losses = _losses(curves, log_c, log_loss, grid)
