@@ -258,8 +258,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_prompts_of_equation_one(trained: P
     model = ScalarModel(base, torch.Generator().manual_seed(0))
     training, _, _ = read_compared([trained / "feedback.db"], tokenizer, 64, 0.25, seed=7)
     prompts = training[:5]
-    scores_N = score(model, as_answers(prompts))
-    alone = [score(model, as_answers([prompt])) for prompt in prompts]
+    scores_N = score(model, as_answers(prompts)).detach()
+    alone = [score(model, as_answers([prompt])).detach() for prompt in prompts]
     assert torch.allclose(scores_N, torch.cat(alone), atol=1e-10, rtol=0)
     for prompt, scores_K in zip(prompts, alone, strict=True):
         by_hand = [
