@@ -34,7 +34,8 @@ _PROBED_TOKENS, _PROBED_TOKENS_ON_GPU = 4096, 32768
 _FEWEST_TOKENS, _MOST_TOKENS = 1e3, 1e18
 """Of a run, and at most so many parameters: outside, a budget has a zero too many or too few."""
 _MOST_TIMES_OVER_THE_WORLD = 5
-_MOST_OVER = 4
+"""Above, a run is not held against a loss that supposes new text."""
+_MOST_OVER_BEST = 4
 """Times the best size, that the smallest shape may have."""
 
 
@@ -137,7 +138,7 @@ def make_plan(
 
     allocation = chosen(budget)
     shape = shape_of(allocation)
-    if shape.n_params() > _MOST_OVER * allocation.parameters:
+    if shape.n_params() > _MOST_OVER_BEST * allocation.parameters:
         smallest = f"the smallest shape of a recipe with a vocabulary of {shape.vocab_size:,} has {shape.n_params():,}"
         if budget.params is not None:
             raise UsageError(f"--parameters {budget.params:,.0f}: {smallest}; give more, or a smaller --vocab-size")
@@ -148,7 +149,7 @@ def make_plan(
     tokens = max(1, round(allocation.tokens))
     training = plan_pretraining(PretrainSettings(tokens=tokens), shape, tokens)
     taken = training.tokens * shape.flops_per_token(training.context) / rate / 3600
-    cost = None if price is None else taken * devices * price
+    hourly_cost = None if price is None else devices * price
     memory = _memory(shape, training)
     times = 0.0 if corpus else times_over_the_world(training.tokens)
     is_counted = times <= _MOST_TIMES_OVER_THE_WORLD
@@ -169,7 +170,7 @@ def make_plan(
         flops_per_second=rate,
         hours=taken,
         memory_bytes=memory,
-        cost=cost,
+        cost=None if hourly_cost is None else taken * hourly_cost,
         recipe=recipe_text(
             shape,
             training.tokens,
@@ -178,7 +179,7 @@ def make_plan(
             corpus,
             shlex.join(["talaria", *sys.argv[1:]]).replace("\n", " "),
             predicted,
-            to_toml(_prediction(rule, allocation.loss if is_counted else None, taken, price and devices * price)),
+            to_toml(_prediction(rule, allocation.loss if is_counted else None, taken, hourly_cost)),
         ),
     )
 

@@ -173,6 +173,23 @@ def test_a_peak_measured_in_a_bad_moment_is_measured_again(monkeypatch: pytest.M
     assert next(measures) == 9e9
 
 
+def test_the_first_measure_of_a_peak_is_no_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def measure(dtype: torch.dtype) -> float:
+        clock[0] += 7.0
+        return 5e9
+
+    monkeypatch.setattr(meter, "_peaks", {})
+    monkeypatch.setattr(meter, "measure_peak", measure)
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
+    with Meter("", 2, 0, flops_per_token=10, show=False) as one:
+        for step in (1, 2):
+            clock[0] += 1.0
+            one.count(step, StepResult(1.0, 10, 1000, 1.0, False, False, None))
+            assert one.row(step, StepResult(1.0, 10, 1000, 1.0, False, False, None))["tokens_per_second"] == 1000
+
+
 def test_a_measured_peak_leaves_the_random_numbers_alone() -> None:
     states = [torch.get_rng_state, *([torch.cuda.get_rng_state] if torch.cuda.is_available() else [])]
     before = [state() for state in states]

@@ -10,9 +10,11 @@ from talaria.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN, Array, Index
 
 SAME_SIZE = 0.01
 """Sizes whose logs differ by less are one size, trained or read more than once."""
+SAME_BUDGET = 0.05
+"""The same of budgets."""
 
 
-def groups(values: Array, tolerance: float) -> list[Index]:
+def clusters(values: Array, tolerance: float) -> list[Index]:
     """Indices of values that lie within `tolerance` of the next, in ascending order."""
     order = np.argsort(values)
     cuts = np.flatnonzero(np.diff(values[order]) > tolerance) + 1

@@ -13,15 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from talaria.errors import UserError
-from talaria.scaling.allocation import SAME_SIZE, groups, held_out, power_laws
+from talaria.scaling.allocation import SAME_BUDGET, SAME_SIZE, clusters, held_out, power_laws
 from talaria.scaling.fit import Fit, HeldOut
 from talaria.scaling.points import Array, Index, Points
 
 Mask = NDArray[np.bool_]
 
 _GRID = 400
-_SAME_BUDGET = 0.05
-"""Rows of a size whose logs of compute lie within this are one row."""
 _FEWEST_BUDGETS = 4
 """Of the median size, below which a curve says little of where another one crosses it."""
 _SMOOTHED_FROM = 6
@@ -58,7 +56,7 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
     overlap, or leave nothing to tell an error by.
     """
     n_points, joined = len(points), _one_row_a_budget(points)
-    sizes = groups(np.log(joined.params), SAME_SIZE)
+    sizes = clusters(np.log(joined.params), SAME_SIZE)
     several = [rows for rows in sizes if len(rows) > 1]
     if len(several) < 3:
         raise UserError(
@@ -66,7 +64,7 @@ def fit_envelope(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit,
         )
     points = joined.take(np.concatenate(several))
     log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
-    curves = [rows[np.argsort(log_c[rows])] for rows in groups(log_n, SAME_SIZE)]
+    curves = [rows[np.argsort(log_c[rows])] for rows in clusters(log_n, SAME_SIZE)]
     size = np.array([log_n[rows].mean() for rows in curves])
     grid = np.linspace(log_c.min(), log_c.max(), _GRID)
     losses = _losses(curves, log_c, log_loss, grid)
@@ -107,10 +105,10 @@ def _one_row_a_budget(points: Points) -> Points:
     """Rows of a size at nearly one budget, such as runs that differ in their seeds, as one: means of the logs."""
     log_c, log_n, log_loss = np.log(points.flops), np.log(points.params), np.log(points.loss)
     same, size = [], []
-    for rows in groups(log_n, SAME_SIZE):
+    for rows in clusters(log_n, SAME_SIZE):
         left = rows[np.argsort(log_c[rows])]
         while len(left):
-            near = log_c[left] <= log_c[left[0]] + _SAME_BUDGET
+            near = log_c[left] <= log_c[left[0]] + SAME_BUDGET
             same.append(left[near])
             size.append(log_n[rows].mean())
             left = left[~near]
@@ -288,8 +286,8 @@ def _lines_told(
     """Slope and offset of the line without its bias, (2,), and of its draws, (S, 2)."""
     middle = float(found[:, 0].mean())
     surface, design_NT = _surface(points, curves, np.isfinite(losses_CG), size, grid, middle)
-    smallest = np.finfo(np.float64).eps * max(design_NT.shape)
-    rows_to_terms = np.asarray(np.linalg.pinv(design_NT, rcond=smallest), dtype=np.float64)
+    cutoff = np.finfo(np.float64).eps * max(design_NT.shape)  # as lstsq has it: numpy's own lets null terms through
+    rows_to_terms = np.asarray(np.linalg.pinv(design_NT, rcond=cutoff), dtype=np.float64)
     log_loss = np.log(points.loss)
     theta: Array = rows_to_terms @ log_loss
     generator = np.random.default_rng(seed)

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from talaria.errors import UserError
-from talaria.scaling.allocation import SAME_SIZE, groups, held_out, power_laws
+from talaria.scaling.allocation import SAME_BUDGET, SAME_SIZE, clusters, held_out, power_laws
 from talaria.scaling.fit import Fit
 from talaria.scaling.points import Array, Index, Points
 
-_SAME_BUDGET = 0.05
-"""Budgets whose logs differ by less from the next are one budget."""
 _FEWEST_SIZES = 5
 """Of a budget, below which its parabola leaves one residual or none to tell its own error by."""
 
@@ -36,7 +34,7 @@ def fit_isoflop(points: Points, draws: int = 1000, seed: int = 0) -> tuple[Fit, 
 
     Raises UserError where fewer than two budgets have a bottom, or where no residual is left to tell an error by.
     """
-    valleys = [valley for rows in groups(np.log(points.flops), _SAME_BUDGET) if (valley := _valley(points, rows))]
+    valleys = [valley for rows in clusters(np.log(points.flops), SAME_BUDGET) if (valley := _valley(points, rows))]
     inside = [valley for valley in valleys if valley.is_inside]
     if len(inside) < 2:
         raise UserError(
@@ -94,7 +92,7 @@ def _valley(points: Points, rows: Index) -> Valley | None:
 
 
 def _n_sizes(points: Points, rows: Index) -> int:
-    return len(groups(np.log(points.params[rows]), SAME_SIZE))
+    return len(clusters(np.log(points.params[rows]), SAME_SIZE))
 
 
 def _pooled(points: Points, valleys: list[Valley]) -> tuple[Array, int]:

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from talaria.train.settings import PlanSettings
 from talaria.train.step import StepResult
 
-_MOST_MEASURES = 10
-"""Of a peak, by one meter."""
+_MOST_MEASURES_AGAIN = 9
+"""By one meter, of a peak that its run exceeds."""
 _peaks: dict[torch.dtype, float] = {}
 
 
@@ -74,7 +74,7 @@ class Meter:
         self._rate, self._left = 0.0, 0.0
         self._seconds, self._counted = 0.0, 0
         # A GPU is seldom shared, and has little memory left in the middle of a run.
-        self._measures_left = 0 if torch.cuda.is_available() else _MOST_MEASURES - 1
+        self._measures_left = 0 if torch.cuda.is_available() else _MOST_MEASURES_AGAIN
 
     def __enter__(self) -> Meter:
         self._progress.start()
